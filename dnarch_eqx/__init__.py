@@ -1,0 +1,66 @@
+from importlib.metadata import version as _version
+
+from . import nn as nn
+from ._axes import (
+    Axes as Axes,
+    capacities as capacities,
+    check as check,
+    declare as declare,
+    fused as fused,
+    Gate as Gate,
+    gated as gated,
+    parameter_cost as parameter_cost,
+)
+from ._custom_types import Cost as Cost, Sizes as Sizes
+from ._learner import (
+    adamw as adamw,
+    Aux as Aux,
+    Compilation as Compilation,
+    Learner as Learner,
+    predict as predict,
+    State as State,
+)
+from ._masks import (
+    AbstractMask as AbstractMask,
+    Gaussian as Gaussian,
+    Masks as Masks,
+    product as product,
+    Sigmoid as Sigmoid,
+)
+from ._materialize import (
+    AbstractFreezable as AbstractFreezable,
+    freeze as freeze,
+    materialize as materialize,
+)
+from ._plan import (
+    buckets as buckets,
+    every as every,
+    exact as exact,
+    full as full,
+    geometric as geometric,
+    Ladder as Ladder,
+    multiples as multiples,
+    odd as odd,
+    Plan as Plan,
+    plan as plan,
+    replan as replan,
+    Rule as Rule,
+    smooth as smooth,
+)
+from ._report import (
+    describe as describe,
+    operations as operations,
+    parameters as parameters,
+    report as report,
+)
+from ._sizes import (
+    active as active,
+    Budget as Budget,
+    present as present,
+    project as project,
+    sizes as sizes,
+    stack as stack,
+)
+
+
+__version__ = _version("dnarch_eqx")

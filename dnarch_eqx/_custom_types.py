@@ -1,0 +1,18 @@
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import jax
+from jaxtyping import Array, Float, PyTree
+
+
+# Axis name -> continuous size. Plain floats are fine too: a cost may be asked of a
+# wanted architecture, written by hand.
+Sizes: TypeAlias = Mapping[str, Float[Array, ""] | float | int]
+
+# Operations (or parameters, or bytes, ...) as a differentiable function of the sizes.
+Cost: TypeAlias = Callable[[Sizes], Float[Array, ""]]
+
+# An ordinary loss of an ordinary module: `loss(net, batch, key)`.
+Loss: TypeAlias = Callable[
+    [PyTree, PyTree, jax.Array | None], Float[Array, ""] | tuple[Float[Array, ""], PyTree]
+]

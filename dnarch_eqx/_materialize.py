@@ -1,0 +1,192 @@
+import abc
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from ._axes import AxisMap, check, Gate, Layout, Part
+from ._masks import Masks
+from ._plan import check_covers, exact
+from ._sizes import covered
+from ._stock import Fit, refit, replace
+
+
+_Model = TypeVar("_Model")
+
+
+class AbstractFreezable(eqx.Module):
+    """A module that can compute something once and for all when it is deployed."""
+
+    @abc.abstractmethod
+    def freeze(self) -> eqx.Module:
+        """The module to be deployed. Called after the modules inside have been frozen."""
+
+
+def materialize(
+    model: _Model,
+    axes: AxisMap,
+    masks: Masks,
+    plan: Mapping[str, int],
+    *,
+    check_coverage: bool = True,
+) -> _Model:
+    """The user's own module, with smaller arrays: the only door between an architecture
+    and a network that runs.
+
+    Every declared dimension is sliced to its bucket; where it is gated its mask is
+    multiplied in, which masks activations at the cost of the parameters, since
+    `m * (W x + b) = (m * W) x + m * b`. Gradients reach weights and mask parameters
+    through this function. Under every plan that covers the masks the network computes the
+    same function, up to rounding (resolutions excepted, see `dnarch_eqx.nn`).
+
+    **Arguments:**
+
+    - `model`: the model at its capacity: any PyTree of arrays and modules.
+    - `axes`: what lies on which axis, from [`dnarch_eqx.declare`][].
+    - `masks`: the learned axes. An axis without a mask is not learned.
+    - `plan`: the buckets. An axis without a bucket is at its capacity.
+    - `check_coverage`: whether to raise if an active position would be cropped. Inside jit
+        that is an [`equinox.error_if`][], hence a host callback; turn it off where
+        `plan.covers(masks)` is looked at otherwise.
+
+    **Returns:**
+
+    The model with the same structure. It holds no masks, and the static sizes of `eqx.nn`
+    layers agree with its arrays.
+
+    Raises `ValueError` for all that [`dnarch_eqx.check`][] refuses, for buckets of axes
+    without a mask, and for a plan that does not cover.
+    """
+    resolved = _checked(model, axes, masks, plan)
+    if check_coverage:
+        if any(isinstance(x, Tracer) for x in jtu.tree_leaves(masks)):
+            masks = eqx.error_if(
+                masks,
+                jnp.logical_not(covered(plan, masks)),
+                f"`plan` does not cover the masks: {plan} crops active positions.",
+            )
+        else:
+            check_covers(plan, masks)
+    return _Walk(resolved, _values(masks, plan))(model)
+
+
+def freeze(
+    model: _Model, axes: AxisMap, masks: Masks, plan: Mapping[str, int] | None = None
+) -> _Model:
+    """The network to be deployed: [`dnarch_eqx.materialize`][] with exact sizes, and all
+    that does not depend on the input computed once.
+
+    **Arguments:**
+
+    - `model`, `axes`, `masks`: as for [`dnarch_eqx.materialize`][]; not traced.
+    - `plan`: buckets for axes that are not to be at their exact sizes. Give the
+        resolutions that the network was trained at.
+    """
+    tight = exact(masks)
+    sizes = tight | ({} if plan is None else plan)
+    resolved = _checked(model, axes, masks, sizes)
+    check_covers(sizes, masks)
+    exactly = frozenset(axis for axis in tight if sizes[axis] == tight[axis])
+    return _frozen(_Walk(resolved, _values(masks, sizes), exactly)(model))
+
+
+def _checked(model, axes: AxisMap, masks: Masks, plan: Mapping[str, int]) -> Layout:
+    resolved = check(model, axes, masks)
+    if unknown := sorted(set(plan) - set(masks)):
+        raise ValueError(f"`plan` has a bucket for {unknown[0]!r}, which has no mask.")
+    for axis, bucket in plan.items():
+        if not 0 < bucket <= masks[axis].capacity:
+            raise ValueError(
+                f"`plan` has bucket {bucket} for axis {axis!r}, whose capacity is "
+                f"{masks[axis].capacity}."
+            )
+    return resolved
+
+
+def _values(masks: Masks, plan: Mapping[str, int]) -> dict[str, tuple[int, Array]]:
+    """Where the window of each axis starts, and its mask's values there."""
+    values = {}
+    for axis, mask in masks.items():
+        bucket = plan.get(axis, mask.capacity)
+        values[axis] = (mask.window(bucket).start, mask(bucket))
+    return values
+
+
+class _Walk:
+    """One pass over a model: slices, gates, and brings static fields in line."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        values: dict[str, tuple[int, Float[Array, " _"]]],
+        exact: frozenset[str] = frozenset(),
+    ):
+        self.layout = layout
+        self.values = values
+        self.exact = exact
+
+    def __call__(self, node: Any, path: str = "") -> Any:
+        if isinstance(node, Gate):
+            if node.axis not in self.values:
+                return node
+            _, values = self.values[node.axis]
+            return replace(node, values=values, size=values.shape[0])
+        dims = self.layout.get(path)
+        if dims is None:
+            return self.children(node, path)
+        if not isinstance(node, (list, tuple)):
+            return self.array(node, dims)
+        ((part,),) = dims
+        if part.axis in self.values:
+            start, values = self.values[part.axis]
+            node = type(node)(node[start : start + values.shape[0]])
+        return self.children(node, path)
+
+    def children(self, node: Any, path: str) -> Any:
+        pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+        if treedef == _LEAF:
+            return node
+        node = treedef.unflatten([self(child, path + jtu.keystr(key)) for key, child in pairs])
+        if not isinstance(node, eqx.Module):
+            return node
+        dims = lambda field: self.layout.get(f"{path}.{field}")
+        values = {axis: values for axis, (_, values) in self.values.items()}
+        return refit(node, Fit(path, dims, values, self.exact))
+
+    def array(self, x: Array, dims: tuple[tuple[Part, ...], ...]) -> Array:
+        if not any(part.axis in self.values for dim in dims for part in dim):
+            return x
+        # Every part gets a dimension of its own, so that fused ones are sliced like others.
+        x = jnp.reshape(x, [part.capacity for dim in dims for part in dim])
+        for i, part in enumerate(part for dim in dims for part in dim):
+            if part.axis in self.values:
+                start, values = self.values[part.axis]
+                x = lax.slice_in_dim(x, start, start + values.shape[0], axis=i)
+                if part.gated:
+                    x = x * jnp.expand_dims(
+                        values.astype(x.dtype), [j for j in range(x.ndim) if j != i]
+                    )
+        sizes = iter(x.shape)
+        shape = []
+        for dim in dims:
+            size = 1
+            for _ in dim:
+                size *= next(sizes)
+            shape.append(size)
+        return jnp.reshape(x, shape)
+
+
+_LEAF = jtu.tree_structure(0)
+
+
+def _frozen(node: Any) -> Any:
+    children, treedef = jtu.tree_flatten(node, is_leaf=lambda x: x is not node)
+    if treedef == _LEAF:
+        return node
+    node = treedef.unflatten([_frozen(child) for child in children])
+    return node.freeze() if isinstance(node, AbstractFreezable) else node
