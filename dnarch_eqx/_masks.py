@@ -311,7 +311,7 @@ def product(*values: Float[Array, " _"]) -> Float[Array, "..."]:
     """
     if not values:
         raise ValueError("`product` needs the values of at least one axis.")
-    return ft.reduce(lambda a, b: a[..., None] * b, values)
+    return ft.reduce(jnp.multiply.outer, values)
 
 
 def _parameters(mask: "Sigmoid | Gaussian") -> tuple[Array, Array]:

@@ -44,7 +44,7 @@ def smooth(ratio: float = 1.125) -> Rule:
     can be several times slower. Each is at least `ratio` times the one before.
     """
     _at_least("ratio", ratio, 1)
-    return lambda capacity: _thinned(filter(_is_smooth, range(1, capacity)), ratio, capacity)
+    return lambda capacity: _thinned(filter(is_smooth, range(1, capacity)), ratio, capacity)
 
 
 def odd(ratio: float = 1.25) -> Rule:
@@ -259,7 +259,7 @@ def _check_ladder(axis: str, ladder: Ladder, mask) -> None:
 
 
 @ft.cache
-def _is_smooth(n: int) -> bool:
+def is_smooth(n: int) -> bool:
     for p in (2, 3, 5):
         while n % p == 0:
             n //= p

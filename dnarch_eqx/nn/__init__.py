@@ -1,0 +1,23 @@
+from ._ccnn import Block as Block, CCNN as CCNN, Encoder as Encoder
+from ._dnarch import (
+    axes as axes,
+    Base as Base,
+    base_sizes as base_sizes,
+    buckets as buckets,
+    CCNN_4_140 as CCNN_4_140,
+    CCNN_6_380 as CCNN_6_380,
+    complexity as complexity,
+    deploy as deploy,
+    depth_masks as depth_masks,
+    dnarch as dnarch,
+    kernel_masks as kernel_masks,
+    resolution_masks as resolution_masks,
+    width_masks as width_masks,
+)
+from ._fourier import fourier_convolution as fourier_convolution, resize as resize
+from ._kernel import (
+    ContinuousConv as ContinuousConv,
+    KernelGenerator as KernelGenerator,
+    spatial_convolution as spatial_convolution,
+)
+from ._layers import BatchNorm as BatchNorm, PointwiseLinear as PointwiseLinear

@@ -1,0 +1,285 @@
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.nn as jnn
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, Shaped
+
+from .._axes import Gate
+from .._materialize import AbstractFreezable
+from ._fourier import resize
+from ._kernel import ContinuousConv, KernelGenerator
+from ._layers import BatchNorm, PointwiseLinear
+
+
+class Encoder(eqx.Module):
+    """From the input's channels, or tokens, to the residual stream (Appx. E.1)."""
+
+    embedding: eqx.nn.Embedding | None
+    linear: PointwiseLinear
+    norm: BatchNorm
+
+    def __call__(
+        self,
+        x: Shaped[Array, "*channels_and_space"],
+        *,
+        where: Bool[Array, "*space"] | None = None,
+    ) -> Float[Array, "stream *space"]:
+        if self.embedding is not None:
+            x = jnp.moveaxis(jnp.take(self.embedding.weight, x, axis=0), -1, 0)
+        return jnn.gelu(self.norm(self.linear(x), where=where))
+
+
+class Block(eqx.Module):
+    """The branch of a residual block: norm, depthwise continuous convolution, pointwise
+    linear, GELU, dropout, pointwise linear, GELU (Appx. E.1). It reads as many channels of
+    the stream as its norm has, and writes as many as its second linear map has.
+
+    Both linear maps run at the branch's own resolution; bringing the features back to the
+    input's is the last act (Appx. B.3).
+    """
+
+    norm: BatchNorm
+    conv: ContinuousConv
+    linear1: PointwiseLinear
+    dropout: eqx.nn.Dropout
+    linear2: PointwiseLinear
+
+    def __call__(
+        self,
+        x: Float[Array, "stream *space"],
+        features: Float[Array, "hidden *grid"] | None,
+        *,
+        where: Bool[Array, "*space"] | None = None,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "out *space"]:
+        h = self.norm(x[: self.norm.weight.shape[0]], where=where)
+        if where is not None:
+            h = real(h, where)  # the norm's bias is no signal beyond the end
+        h = jnn.gelu(self.linear1(self.conv(h, features)))
+        h = jnn.gelu(self.linear2(self.dropout(h, key=key)))
+        return resize(h, x.shape[1:])
+
+
+class CCNN(AbstractFreezable):
+    """The continuous CNN of Appx. E.1, for inputs with any number of spatial axes. All that
+    DNArch learns of it lies on axes: see [`dnarch_eqx.nn.axes`][].
+
+    Works on one example: call it under `jax.vmap(net, axis_name="batch")`, since it
+    normalises by the statistics of the batch.
+
+    Resolutions are learned by a low-pass filter in the Fourier domain, and under a plan the
+    branch runs on a grid of the bucket's size. The convolution is then exactly the one of
+    the full grid. The nonlinearities alias on a coarser grid, so that a switch of a
+    resolution's bucket changes the function slightly, and a network is defined at the
+    resolutions of its plan: deploy it at those that it was trained at.
+    """
+
+    encoder: Encoder
+    generator: KernelGenerator | None
+    blocks: tuple[Block, ...]
+    depth: Gate
+    norm: BatchNorm
+    decoder: PointwiseLinear
+    shape: tuple[int, ...] = eqx.field(static=True)
+    pool: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int | None,
+        out_channels: int,
+        shape: Sequence[int],
+        *,
+        depth: int,
+        width: int,
+        vocabulary: int | None = None,
+        embedding: int = 128,
+        pool: bool = True,
+        omega_0: float = 10_000.0,
+        hidden: int = 128,
+        taps: float | None = None,
+        dropout: float = 0.0,
+        method: str = "auto",
+        axis_name: str = "batch",
+        key: jax.Array,
+    ):
+        """**Arguments:**
+
+        - `in_channels`: of the input; `None` for tokens.
+        - `out_channels`: of the output.
+        - `shape`: the spatial shape of the input, one to three axes. It is also the largest
+            kernel, made odd by one more.
+        - `depth`: how many blocks.
+        - `width`: how many channels everywhere.
+        - `vocabulary`: for tokens: how many there are. The input is then of integers.
+        - `embedding`: for tokens: the width of their embedding.
+        - `pool`: whether the output is one prediction, of the mean over the positions, or
+            dense: one at each position.
+        - `omega_0`: the prior on the kernels' frequencies. The paper tunes it a task, from 1
+            to 30,000.
+        - `hidden`: the width of the kernel generator.
+        - `taps`: how many positions of a kernel are active at first, by which the generator's
+            last layer is scaled. By default all.
+        - `dropout`: the probability, in every block.
+        - `method`: of convolution, see `ContinuousConv`.
+        - `axis_name`: of the batch.
+        - `key`: for the weights.
+
+        Raises `ValueError` for arguments out of range.
+        """
+        if not 1 <= len(shape) <= 3 or min(shape) < 2:
+            raise ValueError(
+                f"`shape` must have one to three axes of at least 2 positions, got {shape}."
+            )
+        for name, value in (("depth", depth), ("width", width), ("out_channels", out_channels)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        if (in_channels is None) == (vocabulary is None):
+            raise ValueError(
+                f"Give `in_channels` or `vocabulary`, one of them; got {in_channels} and "
+                f"{vocabulary}."
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}.")
+        ekey, tkey, gkey, dkey, *bkeys = jr.split(key, 4 + depth)
+        grid = tuple(n + 1 - n % 2 for n in shape)
+        norm = lambda: BatchNorm(width, axis_name=axis_name)
+
+        def block(i: int, key: jax.Array) -> Block:
+            ckey, key1, key2 = jr.split(key, 3)
+            conv = ContinuousConv(
+                width,
+                [Gate(name, k) for name, k in zip(spatial(f"blocks.{i}.kernel", shape), grid)],
+                [Gate(a, n) for a, n in zip(spatial(f"blocks.{i}.resolution", shape), shape)],
+                hidden=hidden,
+                taps=taps,
+                method=method,
+                key=ckey,
+            )
+            return Block(
+                norm(),
+                conv,
+                PointwiseLinear(width, width, key=key1),
+                eqx.nn.Dropout(dropout, inference=dropout == 0),
+                PointwiseLinear(width, width, key=key2),
+            )
+
+        if in_channels is None:
+            assert vocabulary is not None
+            tokens = eqx.nn.Embedding(vocabulary, embedding, key=tkey)
+        else:
+            tokens = None
+        first = PointwiseLinear(in_channels or embedding, width, key=ekey)
+        self.encoder = Encoder(tokens, first, norm())
+        self.generator = KernelGenerator(grid, omega_0=omega_0, hidden=hidden, key=gkey)
+        self.blocks = tuple(block(i, bkey) for i, bkey in enumerate(bkeys))
+        self.depth = Gate("depth", depth)
+        self.norm = norm()
+        self.decoder = PointwiseLinear(width, out_channels, key=dkey)
+        self.shape = tuple(shape)
+        self.pool = pool
+
+    def __call__(
+        self,
+        x: Shaped[Array, "*channels_and_space"],
+        *,
+        where: Bool[Array, "*space"] | None = None,
+        key: jax.Array | None = None,
+    ) -> Float[Array, "out *space"]:
+        """**Arguments:**
+
+        - `x`: one example, of shape `(in_channels, *shape)`, or tokens of shape `shape`.
+        - `where`: for examples that are padded: which positions are real. The others are
+            neither pooled nor normalised over, and are zero for the convolutions.
+        - `key`: for dropout.
+
+        **Returns:**
+
+        The prediction, of shape `(out_channels,)`, or `(out_channels, *shape)` if dense.
+
+        Raises `ValueError` for an input of another rank, shape or number of channels, and an
+        error at run time for a token out of the vocabulary.
+        """
+        x = self._checked(x, where)
+        h = self.encoder(x, where=where)
+        features = self._features()
+        # Beyond the channels that somebody writes or reads the stream is zero.
+        read = [block.norm.weight.shape[0] for block in self.blocks]
+        written = [block.linear2.weight.shape[0] for block in self.blocks]
+        stream = max(h.shape[0], *read, *written, 0)
+        widened = lambda y: jnp.pad(y, [(0, stream - y.shape[0])] + [(0, 0)] * (y.ndim - 1))
+        h = real(widened(h), where)
+        keys = [None] * len(self.blocks) if key is None else jr.split(key, len(self.blocks))
+        for i, (block, bkey) in enumerate(zip(self.blocks, keys)):
+            branch = block(h, features, where=where, key=bkey)
+            if self.depth.values is not None:
+                branch = branch * self.depth.values[i].astype(branch.dtype)
+            h = h + real(widened(branch), where)
+        h = self.norm(h[: self.norm.weight.shape[0]], where=where)
+        if not self.pool:
+            return self.decoder(h)
+        space = tuple(range(1, h.ndim))
+        if where is None:
+            return self.decoder(jnp.mean(h, space))
+        count = jnp.maximum(jnp.sum(where.astype(h.dtype)), 1)
+        return self.decoder(jnp.sum(real(h, where), space) / count)
+
+    def freeze(self) -> "CCNN":
+        """With all kernels rendered, and no generator."""
+        features = self._features()
+        if features is None:
+            return self
+        blocks = tuple(
+            eqx.tree_at(lambda b: b.conv, block, block.conv.freeze_kernel(features))
+            for block in self.blocks
+        )
+        return eqx.tree_at(
+            lambda m: (m.blocks, m.generator), self, (blocks, None), is_leaf=lambda x: x is None
+        )
+
+    def _features(self) -> Float[Array, "hidden *window"] | None:
+        """Rendered once, on a window that holds that of every block."""
+        if self.generator is None:
+            return None
+        windows = [block.conv.window for block in self.blocks]
+        return self.generator([max(sizes) for sizes in zip(*windows)])
+
+    def _checked(self, x: Array, where: Array | None) -> Array:
+        tokens = self.encoder.embedding
+        if tokens is None:
+            expected = (self.encoder.linear.weight.shape[1], *self.shape)
+            kind, ok = "floats", jnp.issubdtype(x.dtype, jnp.floating)
+        else:
+            expected = self.shape
+            kind, ok = "token ids (integers)", jnp.issubdtype(x.dtype, jnp.integer)
+        if x.shape != expected or not ok:
+            raise ValueError(
+                f"`x` must be {kind} of shape {expected}, got {x.dtype} of shape {x.shape}. "
+                'Batches go through `jax.vmap(net, axis_name="batch")`.'
+            )
+        if where is not None and where.shape != self.shape:
+            raise ValueError(f"`where` must have shape {self.shape}, got {where.shape}.")
+        if tokens is None:
+            return x
+        vocabulary = tokens.weight.shape[0]
+        return eqx.error_if(
+            x,
+            (x < 0) | (x >= vocabulary),
+            f"`x` has a token out of the vocabulary: ids go from 0 to {vocabulary - 1}.",
+        )
+
+
+def real(
+    x: Float[Array, "channels *space"], where: Bool[Array, "*space"] | None
+) -> Float[Array, "channels *space"]:
+    """`x`, but zero at padded positions."""
+    return x if where is None else x * where.astype(x.dtype)[None]
+
+
+def spatial(name: str, shape: Sequence[int]) -> list[str]:
+    """The names of an axis a spatial dimension: `name`, or `name.y` and `name.x`."""
+    if len(shape) == 1:
+        return [name]
+    return [f"{name}.{letter}" for letter in "zyx"[3 - len(shape) :]]

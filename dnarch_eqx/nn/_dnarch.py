@@ -1,0 +1,256 @@
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from .._axes import Axes, AxisMap, gated
+from .._custom_types import Cost, Sizes
+from .._masks import Gaussian, Masks, Sigmoid
+from .._materialize import freeze
+from .._misc import as_float
+from .._plan import buckets as _buckets, every, geometric, Ladder, odd, Plan, smooth
+from .._sizes import present
+from ._ccnn import CCNN
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """A base network: the one that masks start from, and whose complexity is the target.
+    Where width or depth are learned, the capacities are twice the base's (Appx. F).
+    """
+
+    depth: int
+    width: int
+
+
+CCNN_4_140 = Base(depth=4, width=140)
+CCNN_6_380 = Base(depth=6, width=380)
+
+
+def dnarch(
+    base: Base,
+    learn: str,
+    in_channels: int | None,
+    out_channels: int,
+    shape: tuple[int, ...],
+    *,
+    sigma: float = 0.5,
+    resolution_temperature: float = 25.0,
+    width_temperature: float = 25.0,
+    depth_temperature: float = 8.0,
+    stream: bool = False,
+    key: jax.Array,
+    **ccnn: Any,
+) -> tuple[CCNN, Masks]:
+    """`DNArch_{learn}(CCNN_base)`: a CCNN at its capacities, and the masks that start it as
+    the base network (Appx. E.1).
+
+    **Arguments:**
+
+    - `base`: [`dnarch_eqx.nn.CCNN_4_140`][], [`dnarch_eqx.nn.CCNN_6_380`][] or another.
+    - `learn`: of the letters K, R, W, D those whose sizes are learned: kernels, resolutions,
+        widths, depth. `"KRWD"` is all; `""` is the base network itself, with global kernels.
+    - `in_channels`, `out_channels`, `shape`, `key`, `**ccnn`: see [`dnarch_eqx.nn.CCNN`][].
+    - `sigma`: what the kernels' masks start at.
+    - `resolution_temperature`, `width_temperature`, `depth_temperature`: of the sigmoids.
+    - `stream`: whether the residual stream's width is learned with the other widths, which
+        the paper does not say. By default it is at the capacity.
+
+    **Returns:**
+
+    The model and the dictionary of masks.
+    """
+    if len(set(learn)) != len(learn) or not set(learn) <= set("KRWD"):
+        raise ValueError(f"`learn` must be some of the letters K, R, W, D, got {learn!r}.")
+    taps = None
+    if "K" in learn:
+        taps = math.prod(int(Gaussian(n + 1 - n % 2, sigma=sigma).active()) for n in shape)
+    model = CCNN(
+        in_channels,
+        out_channels,
+        shape,
+        depth=base.depth * (2 if "D" in learn else 1),
+        width=base.width * (2 if "W" in learn else 1),
+        taps=taps,
+        key=key,
+        **ccnn,
+    )
+    masks: Masks = {}
+    if "K" in learn:
+        masks |= kernel_masks(model, sigma=sigma)
+    if "R" in learn:
+        masks |= resolution_masks(model, temperature=resolution_temperature)
+    if "W" in learn:
+        masks |= width_masks(model, base.width, temperature=width_temperature, stream=stream)
+    if "D" in learn:
+        masks |= depth_masks(model, base.depth, temperature=depth_temperature)
+    return model, masks
+
+
+def kernel_masks(model: CCNN, *, sigma: float = 0.5) -> Masks:
+    """K: a Gaussian mask on the extents of every block's kernel, a spatial axis each."""
+    return {
+        gate.axis: Gaussian(gate.size, sigma=sigma)
+        for block in model.blocks
+        for gate in block.conv.kernel
+    }
+
+
+def resolution_masks(model: CCNN, *, temperature: float = 25.0) -> Masks:
+    """R: a sigmoid mask on the frequencies of every block, a spatial axis each. They start
+    at the input's resolution, with the highest frequency weighted 0.85.
+    """
+    return {
+        gate.axis: Sigmoid(gate.size, temperature=temperature)
+        for block in model.blocks
+        for gate in block.conv.resolution
+    }
+
+
+def width_masks(
+    model: CCNN, size: float, *, temperature: float = 25.0, stream: bool = False
+) -> Masks:
+    """W: a sigmoid mask on the input, middle and output channels of every block, and with
+    `stream` on those of the residual stream. They start at `size`.
+    """
+    capacity = model.encoder.linear.weight.shape[0]
+    names = [f"blocks.{i}.{part}" for i in range(len(model.blocks)) for part in _PARTS]
+    names += ["stream"] if stream else []
+    return {name: Sigmoid(capacity, size=size, temperature=temperature) for name in names}
+
+
+def depth_masks(model: CCNN, size: float, *, temperature: float = 8.0) -> Masks:
+    """D: a sigmoid mask on the blocks, which starts at `size`."""
+    return {"depth": Sigmoid(len(model.blocks), size=size, temperature=temperature)}
+
+
+def axes(model: CCNN) -> AxisMap:
+    """What of a CCNN lies on which axis: `depth`, `stream` and, for every block,
+    `blocks.0.in`, `.mid`, `.out`. (The axes `.kernel` and `.resolution` are gates.)
+
+    The mask of the input channels enters after the norm, which would divide it out; those
+    of the middle and the output before the nonlinearity, which is 0 at 0.
+    """
+    declared = {
+        ".blocks": Axes("depth"),
+        ".encoder.linear.weight": Axes("stream", None),
+        ".encoder.linear.bias": Axes("stream"),
+        ".encoder.norm.weight": Axes(gated("stream")),
+        ".encoder.norm.bias": Axes(gated("stream")),
+        ".norm.weight": Axes("stream"),
+        ".norm.bias": Axes("stream"),
+        ".decoder.weight": Axes(None, gated("stream")),
+    }
+    for i in range(len(model.blocks)):
+        at, (in_, mid, out) = f".blocks[{i}]", (f"blocks.{i}.{part}" for part in _PARTS)
+        declared |= {
+            f"{at}.norm.weight": Axes(in_),
+            f"{at}.norm.bias": Axes(in_),
+            f"{at}.conv.head.weight": Axes(in_, None),
+            f"{at}.conv.head.bias": Axes(in_),
+            f"{at}.conv.bias": Axes(in_),
+            f"{at}.linear1.weight": Axes(gated(mid), gated(in_)),
+            f"{at}.linear1.bias": Axes(gated(mid)),
+            f"{at}.linear2.weight": Axes(gated(out), mid),
+            f"{at}.linear2.bias": Axes(gated(out)),
+        }
+    return declared
+
+
+def buckets(masks: Masks, *, ratio: float = 1.25, multiple: int = 8) -> dict[str, Ladder]:
+    """Ladders that suit a CCNN: odd extents for kernels, 5-smooth lengths for resolutions,
+    multiples for widths, every block for the depth.
+
+    **Arguments:**
+
+    - `masks`: the masks.
+    - `ratio`: of one size to the next, at least. Nearer to 1 there is less waste, and there
+        are more programs to compile.
+    - `multiple`: of the widths: 8 on CPU and GPU, 128 on TPU.
+    """
+    return _buckets(
+        masks,
+        {
+            "*.kernel*": odd(ratio),
+            "*.resolution*": smooth(ratio),
+            "depth": every(),
+            "*": geometric(ratio, multiple),
+        },
+    )
+
+
+def deploy(model: CCNN, masks: Masks, plan: Mapping[str, int]) -> CCNN:
+    """The network to be deployed: exact sizes, kernels rendered once, and the resolutions
+    of `plan`, which the network was trained at.
+    """
+    kept = {axis: size for axis, size in plan.items() if ".resolution" in axis}
+    return eqx.nn.inference_mode(freeze(model, axes(model), masks, Plan(kept)))
+
+
+def base_sizes(model: CCNN, base: Base) -> dict[str, float]:
+    """The sizes at which a CCNN of larger capacity is the base network: what
+    [`dnarch_eqx.Budget`][] takes as a target.
+    """
+    widths = {
+        f"blocks.{i}.{part}": float(base.width)
+        for i in range(len(model.blocks))
+        for part in _PARTS
+    }
+    return {**widths, "depth": float(base.depth)}
+
+
+def complexity(model: CCNN) -> Cost:
+    r"""The operations of a CCNN as a differentiable function of its sizes (Appx. C): for
+    every block, at a resolution of $r$ positions (the product over the spatial axes),
+
+    - $r \, n_{in} n_{mid} + r \, n_{mid} n_{out}$ for the pointwise linear maps;
+    - $n_{in} \, r \log_2 r$ for the Fourier convolution. The paper prints no $n_{in}$; its
+        tables cannot tell, and we count what runs;
+    - $r \, (2 n_{mid} + n_{out})$ for two GELUs and the dropout.
+
+    A block beyond the depth counts nothing, and the last one by its fraction. As in the
+    paper's tables, which fit nothing else, encoder, decoder and kernels do not count.
+
+    **Returns:**
+
+    A function of a dictionary from axis to size. An axis that it lacks counts at its
+    capacity.
+    """
+    capacities = {"depth": len(model.blocks)}
+    names: list[tuple[list[str], list[str]]] = []
+    for i, block in enumerate(model.blocks):
+        resolution = [gate.axis for gate in block.conv.resolution]
+        widths = [f"blocks.{i}.{part}" for part in _PARTS]
+        capacities |= dict(zip(resolution, model.shape))
+        capacities |= dict(zip(widths, _widths(block)))
+        names.append((resolution, widths))
+
+    def cost(sizes: Sizes) -> Float[Array, ""]:
+        size = lambda axis: as_float(sizes.get(axis, capacities[axis]))
+        total = as_float(0.0)
+        for i, (resolution, widths) in enumerate(names):
+            r = math.prod((size(axis) for axis in resolution), start=as_float(1.0))
+            in_, mid, out = map(size, widths)
+            linear = r * (in_ * mid + mid * out)
+            fourier = in_ * r * jnp.log2(r)
+            pointwise = r * (2 * mid + out)
+            total = total + present(size("depth"), i) * (linear + fourier + pointwise)
+        return total
+
+    return cost
+
+
+_PARTS = ("in", "mid", "out")
+
+
+def _widths(block) -> tuple[int, int, int]:
+    return (
+        block.linear1.weight.shape[1],
+        block.linear1.weight.shape[0],
+        block.linear2.weight.shape[0],
+    )

@@ -1,0 +1,216 @@
+import math
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.nn as jnn
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+from jaxtyping import Array, Float
+
+from .._axes import Gate
+from .._masks import product
+from .._misc import as_float
+from ._fourier import fourier_convolution, resampler
+from ._layers import beside, PointwiseLinear
+
+
+class KernelGenerator(eqx.Module):
+    r"""The kernels of a whole network as functions of the coordinate (Appx. E.1): a
+    4-layer MLP on the features $\cos, \sin(2 \pi \omega_0 W x)$, of which this is all but
+    the last layer. That one has a slice for every block and channel, and lies with the
+    block.
+
+    At the paper's $\omega_0$, up to 30,000, kernels oscillate far above the grid's Nyquist
+    frequency: on a coarser grid they would be unrelated kernels. So the grid is always that
+    of the full resolution, of which a window is rendered.
+
+    Our choices, where the paper is silent: GELU; $W$ is frozen, since one step of Adam on it
+    would redraw all kernels.
+    """
+
+    frequencies: tuple[Float[Array, " features"], ...]
+    layers: tuple[PointwiseLinear, ...]
+    omega_0: Float[Array, ""]
+    grid: tuple[int, ...] = eqx.field(static=True)
+
+    def __init__(
+        self, grid: Sequence[int], *, omega_0: float, hidden: int = 128, key: jax.Array
+    ):
+        """**Arguments:**
+
+        - `grid`: the largest extent on each axis, odd.
+        - `omega_0`: what the frequencies are multiplied by.
+        - `hidden`: the width of the MLP and the number of frequencies.
+        - `key`: for the weights.
+        """
+        wkey, *keys = jr.split(key, 4)
+        # One vector an axis and not a matrix: the phase is summed over axes one by one, in
+        # full precision on every backend (TF32 and bfloat16 would turn it to noise).
+        self.frequencies = tuple(jr.normal(wkey, (len(grid), hidden)))
+        self.layers = tuple(
+            PointwiseLinear(size, hidden, key=key)
+            for size, key in zip((2 * hidden, hidden, hidden), keys)
+        )
+        self.omega_0 = as_float(omega_0)
+        self.grid = tuple(grid)
+
+    def __call__(self, window: Sequence[int]) -> Float[Array, "hidden *window"]:
+        """The hidden features at the centred window of the grid."""
+        dim = len(self.grid)
+        turns = []
+        for i, (size, kept) in enumerate(zip(self.grid, window)):
+            start = (size - kept) // 2
+            x = as_float(np.linspace(-1, 1, size)[start : start + kept])
+            w = lax.stop_gradient(self.omega_0 * self.frequencies[i])
+            along = [axis for axis in range(dim) if axis != i]
+            x = jnp.expand_dims(x, along)[None]
+            turns.append(x * jnp.expand_dims(w, range(1, dim + 1)))
+        turns = sum(turns[1:], turns[0])
+        # Whole turns are taken off while they are exact.
+        phase = 2 * math.pi * (turns - jnp.round(turns))
+        h = jnp.concatenate([jnp.cos(phase), jnp.sin(phase)])
+        for layer in self.layers:
+            h = jnn.gelu(layer(h))
+        return h
+
+
+class ContinuousConv(eqx.Module):
+    """A depthwise convolution whose kernel is generated, masked (Section 3.1), and fused
+    with learned downsampling (Section 3.2, Appx. B).
+
+    The axes are those of the kernel's extents and of the frequencies kept; without masks
+    the kernel is global and the resolution that of the input.
+    """
+
+    head: PointwiseLinear | None
+    bias: Float[Array, " channels"]
+    kernel: tuple[Gate, ...]
+    resolution: tuple[Gate, ...]
+    rendered: Float[Array, "channels *window"] | None
+    method: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        channels: int,
+        kernel: Sequence[Gate],
+        resolution: Sequence[Gate],
+        *,
+        hidden: int = 128,
+        taps: float | None = None,
+        method: str = "auto",
+        key: jax.Array,
+    ):
+        """**Arguments:**
+
+        - `channels`: how many.
+        - `kernel`: the gates of the kernel's extents, odd.
+        - `resolution`: the gates of the frequencies, as many as samples on each axis.
+        - `hidden`: the features that the generator gives.
+        - `taps`: how many positions of the kernel are active at first; the weights are
+            scaled by one over the square root. By default all.
+        - `method`: `"fourier"`, `"spatial"` (Appx. B.4) or `"auto"`: spatial for extents of
+            at most 50, as the predecessors do, but not on a CPU, where XLA's depthwise
+            convolution is 20 to 60 times slower than going through the spectrum.
+        - `key`: for the weights.
+        """
+        if method not in ("auto", "fourier", "spatial"):
+            raise ValueError(
+                f"`method` must be 'auto', 'fourier' or 'spatial', got {method!r}."
+            )
+        taps = math.prod(gate.size for gate in kernel) if taps is None else taps
+        self.head = PointwiseLinear(hidden, channels, gain=2 / taps, key=key)
+        self.bias = as_float(jnp.zeros(channels))
+        self.kernel = tuple(kernel)
+        self.resolution = tuple(resolution)
+        self.rendered = None
+        self.method = method
+
+    @property
+    def window(self) -> tuple[int, ...]:
+        """The extents that are rendered."""
+        return tuple(gate.size for gate in self.kernel)
+
+    def render(
+        self, features: Float[Array, "hidden *grid"]
+    ) -> Float[Array, "channels *window"]:
+        """The masked kernel, from the generator's features on a window at least as large."""
+        if self.rendered is not None:
+            return self.rendered
+        assert self.head is not None
+        for axis, size in enumerate(self.window, 1):
+            start = (features.shape[axis] - size) // 2
+            features = lax.slice_in_dim(features, start, start + size, axis=axis)
+        kernel = self.head(features)
+        if all(gate.values is None for gate in self.kernel):
+            return kernel
+        mask = product(*(gate() for gate in self.kernel))
+        return kernel * mask.astype(kernel.dtype)[None]
+
+    def freeze_kernel(self, features: Float[Array, "hidden *grid"]) -> "ContinuousConv":
+        """The same convolution with its kernel rendered once and for all."""
+        where = lambda conv: (conv.rendered, conv.head, conv.kernel)
+        gates = tuple(Gate(gate.axis, gate.size) for gate in self.kernel)
+        return eqx.tree_at(
+            where,
+            self,
+            (self.render(features), None, gates),
+            is_leaf=lambda x: x is None,
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "channels *space"],
+        features: Float[Array, "hidden *grid"] | None,
+    ) -> Float[Array, "channels *reduced"]:
+        """**Arguments:**
+
+        - `x`: one example, zero outside its samples.
+        - `features`: of the generator. A frozen kernel needs none.
+
+        **Returns:**
+
+        The convolution at the resolution kept.
+        """
+        kernel = self.rendered if features is None else self.render(features)
+        assert kernel is not None
+        low_pass = [
+            None if gate.values is None else gate.values.astype(x.dtype)
+            for gate in self.resolution
+        ]
+        direct = self.method == "spatial" or (
+            self.method == "auto" and jax.default_backend() != "cpu" and max(self.window) <= 50
+        )
+        convolve = spatial_convolution if direct else fourier_convolution
+        return convolve(x, kernel, low_pass) + beside(self.bias, x)
+
+
+def spatial_convolution(
+    x: Float[Array, "channels *space"],
+    kernel: Float[Array, "channels *window"],
+    low_pass: Sequence[Float[Array, " _"] | None],
+) -> Float[Array, "channels *reduced"]:
+    """The same function as [`fourier_convolution`][], without a transform (Appx. B.4): for
+    local kernels.
+    """
+    margins = [k // 2 for k in kernel.shape[1:]]
+    # What the kernel smears beyond the ends counts, as soon as a filter brings it back.
+    pads = [
+        (half, half) if values is None else (2 * half, 2 * half)
+        for half, values in zip(margins, low_pass)
+    ]
+    flipped = jnp.flip(kernel, range(1, kernel.ndim))
+    y = lax.conv_general_dilated(
+        x[None],
+        flipped[:, None],
+        (1,) * len(margins),
+        pads,
+        feature_group_count=x.shape[0],
+    )[0]
+    for i, (half, values) in enumerate(zip(margins, low_pass)):
+        if values is not None:
+            matrix = resampler(values, x.shape[i + 1], half)
+            y = jnp.moveaxis(jnp.tensordot(y, matrix, [[i + 1], [1]]), -1, i + 1)
+    return y

@@ -1,0 +1,97 @@
+import math
+from collections.abc import Hashable
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float
+
+from .._misc import as_float
+
+
+class PointwiseLinear(eqx.Module):
+    """The same linear map at every position."""
+
+    weight: Float[Array, "out in"]
+    bias: Float[Array, " out"]
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, gain: float = 2.0, key: jax.Array
+    ):
+        """**Arguments:**
+
+        - `in_channels`, `out_channels`: the widths.
+        - `gain`: weights start normal with variance `gain / in_channels`, biases at 0.
+        - `key`: for the weights.
+        """
+        scale = math.sqrt(gain / in_channels)
+        self.weight = scale * jr.normal(key, (out_channels, in_channels))
+        self.bias = as_float(jnp.zeros(out_channels))
+
+    def __call__(self, x: Float[Array, "in *space"]) -> Float[Array, "out *space"]:
+        return jnp.tensordot(self.weight, x, 1) + beside(self.bias, x)
+
+
+class BatchNorm(eqx.Module):
+    """Normalises every channel by the statistics of the batch, also at evaluation (Appx.
+    E.1): while the architecture changes, running averages describe no network there is.
+    Hence evaluate in mixed batches of the training's size.
+
+    The batch is the axis `axis_name` of the surrounding [`jax.vmap`][] (of all devices, if
+    the batch is sharded).
+    """
+
+    weight: Float[Array, " channels"]
+    bias: Float[Array, " channels"]
+    axis_name: Hashable = eqx.field(static=True)
+    eps: float = eqx.field(static=True)
+
+    def __init__(self, channels: int, *, axis_name: Hashable = "batch", eps: float = 1e-5):
+        self.weight = as_float(jnp.ones(channels))
+        self.bias = as_float(jnp.zeros(channels))
+        self.axis_name = axis_name
+        self.eps = eps
+
+    def __call__(
+        self,
+        x: Float[Array, "channels *space"],
+        *,
+        where: Bool[Array, "*space"] | None = None,
+    ) -> Float[Array, "channels *space"]:
+        """**Arguments:**
+
+        - `x`: one example of the batch.
+        - `where`: the positions that count. By default all.
+        """
+        space = tuple(range(1, x.ndim))
+        if where is None:
+            mean = self._across(jnp.mean(x, space))
+            centred = x - beside(mean, x)
+            variance = self._across(jnp.mean(centred**2, space))
+        else:
+            real = where.astype(x.dtype)[None]
+            count = self._across(jnp.sum(real))
+            count = jnp.maximum(count, jnp.finfo(x.dtype).eps)  # a batch of padding alone
+            mean = self._across(jnp.sum(x * real, space)) / count
+            centred = x - beside(mean, x)
+            variance = self._across(jnp.sum(centred**2 * real, space)) / count
+        scale = self.weight * lax.rsqrt(variance + self.eps)
+        return centred * beside(scale, x) + beside(self.bias, x)
+
+    def _across(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        if self.axis_name is None:
+            return x
+        try:
+            return lax.pmean(x, self.axis_name)
+        except NameError as e:
+            raise ValueError(
+                f"`BatchNorm` needs the batch: call the network under `jax.vmap(net, "
+                f"axis_name={self.axis_name!r})`."
+            ) from e
+
+
+def beside(values: Float[Array, " channels"], x: Float[Array, "_ *space"]) -> Array:
+    """One value a channel, broadcastable against `x`."""
+    return values.reshape(-1, *(1,) * (x.ndim - 1))

@@ -1,0 +1,650 @@
+import dataclasses
+import math
+
+import dnarch_eqx as dn
+import equinox as eqx
+import hypothesis as hp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import pytest
+import scipy.optimize as so
+
+
+few = hp.settings(max_examples=40, deadline=None, derandomize=True)
+
+_INIT = {
+    "width": lambda: dn.Sigmoid(280, size=140.0),
+    "resolution": lambda: dn.Sigmoid(128, temperature=50.0),
+    "depth": lambda: dn.Sigmoid(8, size=4.0, temperature=8.0),
+    "half": lambda: dn.Sigmoid(33, size=20.0, threshold=0.5),
+    "small": lambda: dn.Gaussian(129, sigma=0.0325),
+    "global": lambda: dn.Gaussian(65),
+    "kernel": lambda: dn.Gaussian(33, size=11.0, threshold=0.3),
+}
+
+
+def learned(mask):
+    return "offset" if isinstance(mask, dn.Sigmoid) else "sigma"
+
+
+def moved(mask, name, value):
+    """The mask with one parameter replaced, in its own dtype."""
+    old = getattr(mask, name)
+    return eqx.tree_at(lambda m: getattr(m, name), mask, jnp.asarray(value, old.dtype))
+
+
+def printed(mask, x, parameters=None):
+    """Eq. 3 and 4 before the threshold, as printed, in numpy's float64."""
+    if isinstance(mask, dn.Sigmoid):
+        mu, tau = parameters or (float(mask.offset), float(mask.temperature))
+        with np.errstate(over="ignore"):
+            return 1 - 1 / (1 + np.exp(-tau * (x - mu)))
+    sigma, mu = parameters or (float(mask.sigma), float(mask.mean))
+    return np.exp(-((x - mu) ** 2) / (2 * sigma**2))
+
+
+def positions(capacity):
+    """Evenly on [-1, 1], in float64."""
+    return np.array([-1 + 2 * i / max(capacity - 1, 1) for i in range(capacity)])
+
+
+def values(mask):
+    smooth = printed(mask, positions(mask.capacity))
+    return np.where(smooth >= mask.threshold, smooth, 0)
+
+
+def root(mask):
+    """Where the printed mask meets the threshold, to the right of its middle."""
+    middle = 0.0 if isinstance(mask, dn.Sigmoid) else float(mask.mean)
+    f = lambda x: float(printed(mask, x)) - mask.threshold
+    return so.brentq(f, -10.0 if isinstance(mask, dn.Sigmoid) else middle, 10.0, xtol=1e-13)
+
+
+def central(f, x, eps=1e-5):
+    return (float(f(x + eps)) - float(f(x - eps))) / (2 * eps)
+
+
+def wild(mask):
+    """A loss that depends on every value and on the size."""
+    return jnp.sum(mask() ** 2) + mask.size()
+
+
+#
+# Values and cutoffs.
+#
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_values(name):
+    mask = _INIT[name]()
+    out = mask()
+    assert out.shape == (mask.capacity,)
+    assert np.allclose(out, values(mask), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_values_x64(name, x64):
+    mask = _INIT[name]()
+    out = mask()
+    assert out.dtype == jnp.float64
+    assert np.allclose(out, values(mask), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_values_away_from_the_start(name, x64):
+    mask = _INIT[name]()
+    for by in (0.8, 0.95, 1.05):
+        other = moved(mask, learned(mask), float(getattr(mask, learned(mask))) * by)
+        assert not np.array_equal(other(), mask())
+        assert np.allclose(other(), values(other), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("mean", (-0.4, 0.25))
+def test_gaussian_with_a_mean(mean, x64):
+    mask = moved(dn.Gaussian(33, sigma=0.1, learn=("sigma", "mean")), "mean", mean)
+    assert np.allclose(mask(), values(mask), rtol=0, atol=1e-12)
+    kept = np.flatnonzero(values(mask))
+    assert mask.active() == 1 + 2 * max(abs(kept - 16))
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_threshold(name):
+    mask = _INIT[name]()
+    out = np.asarray(mask())
+    assert np.all((out == 0) | (out >= mask.threshold))
+    # `smooth` has no threshold, `at` has: at coordinates on both sides of the cutoff.
+    x = root(mask) + np.array([-0.01, 0.01])
+    smooth, thresholded = mask.smooth(jnp.array(x)), mask.at(jnp.array(x))
+    assert np.allclose(smooth, printed(mask, x), atol=1e-5)
+    assert thresholded[0] == smooth[0] and thresholded[1] == 0 < smooth[1]
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_cutoff(name, x64):
+    mask = _INIT[name]()
+    assert np.allclose(mask.cutoff(), root(mask), rtol=0, atol=1e-10)
+
+
+def test_cutoff_with_a_mean(x64):
+    mask = moved(dn.Gaussian(33, sigma=0.1), "mean", 0.3)
+    assert np.allclose(mask.cutoff(), root(mask), rtol=0, atol=1e-10)
+
+
+#
+# Sizes.
+#
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_size_is_relative_to_the_start(name, x64):
+    # Eq. 10 and 11, with the cutoffs found numerically.
+    mask = _INIT[name]()
+    initial = float(mask.size())
+    base = -1.0 if isinstance(mask, dn.Sigmoid) else 0.0
+    length = lambda m: root(m) - base
+    for by in (0.5, 0.9, 0.97):
+        at = (root(mask) - base) * by + base  # where the cutoff is to be
+        shift = at - root(mask) if isinstance(mask, dn.Sigmoid) else None
+        old = float(getattr(mask, learned(mask)))
+        other = moved(mask, learned(mask), old * by if shift is None else old + shift)
+        wanted = initial * length(other) / length(mask)
+        assert np.allclose(other.size(), wanted, rtol=1e-9)
+
+
+@few
+@hp.given(
+    capacity=st.sampled_from([8, 33, 280]),
+    fraction=st.floats(0, 1),
+    temperature=st.floats(8, 200),
+    gaussian=st.booleans(),
+)
+def test_construction_from_a_size(capacity, fraction, temperature, gaussian):
+    capacity += gaussian and capacity % 2 == 0
+    if gaussian:
+        smallest = 1.001 * 2 * capacity / (capacity - 1)
+        wanted = smallest + fraction * (capacity - smallest)
+        mask = dn.Gaussian(capacity, size=wanted)
+    else:
+        smallest = 1.001 * capacity / 2 * (math.log(19) + math.log(9)) / temperature
+        wanted = smallest + fraction * (capacity - smallest)
+        mask = dn.Sigmoid(capacity, size=wanted, temperature=temperature)
+    assert np.isclose(float(mask.size()), wanted, rtol=1e-5)
+    # What is constructed is admissible.
+    assert np.isclose(float(mask.project().size()), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("capacity", (1, 2, 8, 128, 1024))
+@pytest.mark.parametrize("temperature", (8.0, 25.0, 100.0))
+def test_sigmoid_by_default_has_its_capacity(capacity, temperature):
+    mask = dn.Sigmoid(capacity, temperature=temperature)
+    assert np.isclose(float(mask.size()), capacity, rtol=1e-6)
+    assert mask.active() == capacity
+    assert np.isclose(float(mask.at(jnp.array([1.0]))[0]), 0.85, atol=1e-4)
+    # It shrinks from the first step.
+    assert moved(mask, "offset", float(mask.offset) - 0.01).size() < mask.size()
+
+
+def test_sigmoid_from_its_capacity():
+    mask = dn.Sigmoid(64, size=64.0)
+    assert mask.size() == 64
+    assert np.isclose(float(mask()[-1]), 0.1, atol=1e-4)
+
+
+@pytest.mark.parametrize("capacity", (3, 33, 1025))
+def test_gaussian_by_default_is_global(capacity):
+    mask = dn.Gaussian(capacity)
+    assert mask.sigma == 0.5
+    assert np.isclose(float(mask.size()), capacity, rtol=1e-6)
+    assert mask.active() == capacity
+    assert moved(mask, "sigma", 0.49).size() < mask.size()
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_gradient_of_size(name, x64):
+    mask = _INIT[name]()
+    at = getattr(mask, learned(mask)) * 0.9
+    size = lambda x: moved(mask, learned(mask), x).size()
+    gradient = getattr(jax.grad(lambda m: m.size())(moved(mask, learned(mask), at)), learned(mask))
+    assert abs(gradient) > 1
+    assert np.isclose(gradient, central(size, at), rtol=1e-7)
+
+
+@pytest.mark.parametrize("temperature", (8.0, 25.0, 50.0))
+def test_size_is_clipped_straight_through(temperature, x64):
+    mask = dn.Sigmoid(280, size=140.0, temperature=temperature)
+    mask = moved(mask, "offset", 100.0).project()
+    assert mask.unclipped_size() > 280.5
+    value, gradient = jax.value_and_grad(lambda m: m.size())(mask)
+    assert value == 280
+    unclipped = lambda x: moved(mask, "offset", x).unclipped_size()
+    assert np.isclose(gradient.offset, central(unclipped, mask.offset), rtol=1e-7)
+    # 1.07 = mu_max at temperature 25: the worth that FACTS 0.5 gives.
+    if temperature == 25.0:
+        assert np.isclose(mask.unclipped_size(), 302, atol=0.1)
+
+
+def test_gaussian_size_is_clipped_straight_through():
+    mask = moved(dn.Gaussian(33), "sigma", 100.0).project()
+    value, gradient = jax.value_and_grad(lambda m: m.size())(mask)
+    assert value == 33
+    assert gradient.sigma > 1
+
+
+@pytest.mark.parametrize(
+    "capacity, temperature, size",
+    (
+        (280, 25.0, 28.79),
+        (280, 50.0, 14.40),
+        (760, 25.0, 78.15),
+        (760, 50.0, 39.08),
+        (8, 8.0, 2.57),
+        (12, 16.0, 1.93),
+    ),
+)
+def test_smallest_sizes(capacity, temperature, size):
+    # The masks of the paper's base networks, at their lower clip.
+    mask = dn.Sigmoid(capacity, size=capacity / 2, temperature=temperature)
+    assert np.isclose(float(moved(mask, "offset", -9.0).project().size()), size, atol=0.005)
+    with pytest.raises(ValueError, match="smallest admissible"):
+        dn.Sigmoid(capacity, size=size - 0.01, temperature=temperature)
+    dn.Sigmoid(capacity, size=size + 0.01, temperature=temperature)
+
+
+def test_smallest_width_has_29_channels():
+    assert moved(dn.Sigmoid(280, size=140.0), "offset", -9.0).project().active() == 29
+
+
+@pytest.mark.parametrize(
+    "temperature, lowest, highest, cutoff_lowest, cutoff_highest, half",
+    (
+        (8.0, -0.6319, 1.2168, -0.3573, 1.4915, -0.2747),
+        (16.0, -0.8160, 1.1084, -0.6786, 1.2457, -0.1373),
+        (25.0, -0.8822, 1.0694, -0.7943, 1.1573, -0.0879),
+        (50.0, -0.9411, 1.0347, -0.8972, 1.0786, -0.0439),
+        (100.0, -0.9706, 1.0173, -0.9486, 1.0393, -0.0220),
+    ),
+)
+def test_closed_forms(temperature, lowest, highest, cutoff_lowest, cutoff_highest, half):
+    mask = dn.Sigmoid(280, size=140.0, temperature=temperature)
+    low, high = (moved(mask, "offset", to).project() for to in (-9.0, 9.0))
+    found = (low.offset, high.offset, low.cutoff(), high.cutoff(), mask.offset)
+    wanted = (lowest, highest, cutoff_lowest, cutoff_highest, half)
+    assert np.allclose(jnp.stack(found), wanted, rtol=0, atol=6e-5)
+    assert np.isclose(float(mask.cutoff()), 0, atol=1e-6)
+
+
+def test_depth_mask_weights_the_blocks():
+    # FACTS 0.6: what the blocks of the paper's base network start with.
+    mask = dn.Sigmoid(8, size=4.0, temperature=8.0)
+    assert np.allclose(mask(), [0.997, 0.971, 0.775, 0.258, 0, 0, 0, 0], atol=5e-4)
+    assert mask.active() == 4
+
+
+#
+# Active counts and windows.
+#
+
+
+def between(mask):
+    """The fewest and the most positions that can be active but for rounding."""
+    x, cutoff = positions(mask.capacity), root(mask)
+    distance = x if isinstance(mask, dn.Sigmoid) else np.abs(x)
+    return np.sum(distance < cutoff - 2e-6), np.sum(distance < cutoff + 2e-6)
+
+
+def check_active(mask):
+    n, low_high = int(mask.active()), between(mask)
+    assert low_high[0] <= n <= low_high[1]
+    out = np.asarray(mask())
+    assert n == np.count_nonzero(out)
+    # The bucket of that size holds all active positions and nothing else, inside jit too.
+    assert np.array_equal(mask(n), out[out > 0])
+    assert n == jax.jit(lambda m: m.active())(mask)
+
+
+@few
+@hp.given(
+    capacity=st.sampled_from([1, 2, 8, 33, 128]),
+    temperature=st.sampled_from([8.0, 25.0, 100.0]) | st.floats(4, 1e4),
+    fraction=st.floats(0, 1),
+)
+def test_active_of_sigmoid(capacity, temperature, fraction):
+    mask = dn.Sigmoid(capacity, temperature=temperature)
+    lowest, highest = (moved(mask, "offset", x).project().offset for x in (-9.0, 9.0))
+    check_active(moved(mask, "offset", lowest + fraction * (highest - lowest)))
+
+
+@few
+@hp.given(capacity=st.sampled_from([3, 5, 33, 129]), fraction=st.floats(0, 1))
+def test_active_of_gaussian(capacity, fraction):
+    mask = dn.Gaussian(capacity)
+    lowest, highest = (moved(mask, "sigma", x).project().sigma for x in (0.0, 9.0))
+    check_active(moved(mask, "sigma", lowest * (highest / lowest) ** fraction))
+
+
+@pytest.mark.parametrize("capacity", (9, 33))
+@pytest.mark.parametrize("temperature", (8.0, 25.0, 100.0))
+def test_active_at_ties(capacity, temperature):
+    # The cutoff on a position: rounding decides, but all must decide alike.
+    mask = dn.Sigmoid(capacity, temperature=temperature)
+    for x in positions(capacity)[1:]:
+        check_active(moved(mask, "offset", x - math.log(9) / temperature))
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_buckets_hold_the_same_values(name):
+    mask = _INIT[name]()
+    whole = np.asarray(mask())
+    gaussian = isinstance(mask, dn.Gaussian)
+    sizes = [n for n in (1, 3, 7, mask.capacity - 2, mask.capacity) if not gaussian or n % 2]
+    for n in sizes:
+        start = (mask.capacity - n) // 2 if gaussian else 0
+        assert mask.window(n) == slice(start, start + n)
+        assert np.array_equal(mask(n), whole[start : start + n])
+
+
+@pytest.mark.parametrize("capacity", (3, 9))
+def test_extent(capacity):
+    # The smallest centred window, by trying all of them.
+    gaussian, sigmoid = dn.Gaussian(capacity), dn.Sigmoid(capacity)
+    for code in range(1, 2**capacity, 3):
+        active = np.array([code >> i & 1 for i in range(capacity)], bool)
+        smallest = next(
+            n for n in range(1, capacity + 1, 2) if np.all(gaussian.window(n).indices(capacity)) or 1
+            if active[gaussian.window(n)].sum() == active.sum()
+        )
+        assert gaussian.extent(jnp.array(active)) == smallest
+    for n in range(capacity + 1):
+        assert sigmoid.extent(jnp.arange(capacity) < n) == n
+
+
+def test_product(getkey):
+    values = [jax.random.normal(getkey(), (n,)) for n in (3, 4, 5)]
+    for wanted, given in (
+        (values[0], values[:1]),
+        (np.outer(*values[:2]), values[:2]),
+        (np.einsum("i,j,k->ijk", *values), values),
+    ):
+        assert np.allclose(dn.product(*given), wanted, rtol=1e-6)
+
+
+def test_product_of_masks(x64):
+    # A 2-D Gaussian is the product of two.
+    x, y = dn.Gaussian(33, sigma=0.2), dn.Gaussian(17, sigma=0.4)
+    out = dn.product(x(), y())
+    r2 = (positions(33) / 0.2)[:, None] ** 2 + (positions(17) / 0.4) ** 2
+    kept = np.outer(np.asarray(x()) > 0, np.asarray(y()) > 0)
+    assert np.allclose(out, np.where(kept, np.exp(-r2 / 2), 0), atol=1e-12)
+
+
+def test_product_of_nothing():
+    with pytest.raises(ValueError, match="`product` needs"):
+        dn.product()
+
+
+#
+# The admissible range.
+#
+
+
+@pytest.fixture(params=(False, True), ids=("float32", "x64"))
+def precision(request):
+    with jax.enable_x64(request.param):
+        yield 1e-12 if request.param else 2e-5
+
+
+@pytest.mark.parametrize("temperature", (1.0, 8.0, 25.0, 100.0))
+def test_range_of_sigmoid(temperature, precision):
+    mask = dn.Sigmoid(33, temperature=temperature)
+    low, high = (moved(mask, "offset", x).project() for x in (-9.0, 9.0))
+    assert np.isclose(low()[0], 0.95, rtol=0, atol=precision)
+    assert np.isclose(high()[-1], 0.85, rtol=0, atol=precision)
+    for inside in (low.offset + 1e-3, mask.offset - 0.05, high.offset - 1e-3):
+        assert moved(mask, "offset", inside).project().offset == inside
+
+
+@pytest.mark.parametrize("capacity", (3, 5, 33, 1025, 16385))
+def test_range_of_gaussian(capacity, precision):
+    mask = dn.Gaussian(capacity)
+    low, high = (moved(mask, "sigma", x).project() for x in (0.0, 9.0))
+    assert np.isclose(high()[-1], 0.85, rtol=0, atol=precision)
+    kept = np.flatnonzero(low())
+    centre = capacity // 2
+    assert np.array_equal(kept, [centre - 1, centre, centre + 1])
+    assert low.active() == 3
+    # It can grow again: the loss sees sigma through the two neighbours.
+    gradient = jax.grad(lambda m: jnp.sum(m(3)))(low)
+    assert gradient.sigma > 0.1
+    assert moved(mask, "sigma", 0.7).project().sigma == jnp.asarray(0.7, mask.sigma.dtype)
+
+
+@pytest.mark.parametrize("name", _INIT)
+@pytest.mark.parametrize("to", (-100.0, -1.0, 0.0, 0.01, 0.3, 1.0, 100.0))
+def test_projection_is_idempotent(name, to, precision):
+    mask = _INIT[name]()
+    once = moved(mask, learned(mask), to).project()
+    assert eqx.tree_equal(once.project(), once)
+    # Nothing collapses, nothing is beyond recovery.
+    assert once.active() >= 1
+    gradient = jax.grad(lambda m: jnp.sum(m()))(once)
+    assert abs(getattr(gradient, learned(mask))) > 1e-3
+
+
+@pytest.mark.parametrize("threshold", (0.01, 0.5, 0.9, 0.97))
+def test_nothing_collapses_at_any_threshold(threshold):
+    # What may be constructed can be projected without losing every position.
+    for mask in (dn.Sigmoid(33, threshold=threshold), dn.Gaussian(129, threshold=threshold)):
+        assert moved(mask, learned(mask), -9.0).project()().max() >= threshold
+
+
+def test_projection_of_what_is_not_learned_by_default():
+    hot = dn.Sigmoid(8, learn=("temperature",))
+    assert moved(hot, "temperature", -3.0).project().temperature == 1
+    shifted = dn.Gaussian(9, learn=("mean",))
+    assert moved(shifted, "mean", 3.0).project().mean == 1
+    assert moved(shifted, "mean", -3.0).project().mean == -1
+
+
+#
+# Extremes.
+#
+
+
+@pytest.mark.parametrize("temperature", (1.0, 1e3, 1e6, 1e12, 1e30))
+@pytest.mark.parametrize("size", (None, 1.0, 16.0, 33.0))
+def test_any_temperature(temperature, size):
+    if size == 1.0 and temperature < 1e3 or temperature == 1 and size is not None:
+        pytest.skip("not admissible")
+    mask = dn.Sigmoid(
+        33, size=size, temperature=temperature, learn=("offset", "temperature")
+    )
+    for m in (mask, moved(mask, "offset", 0.0), mask.project()):
+        value, gradient = jax.value_and_grad(wild)(m)
+        assert jnp.isfinite(value) and 0 < m().max() <= 1
+        assert all(jnp.isfinite(g) for g in jtu.tree_leaves(gradient))
+        assert 1 <= m.active() <= 33
+
+
+@pytest.mark.parametrize("sigma", (0.0, 1e-30, 1e-8, -1e-30, -0.5, -1e30, 1e30))
+@pytest.mark.parametrize("mean", (0.0, 0.03))
+def test_any_sigma(sigma, mean):
+    mask = moved(dn.Gaussian(33, learn=("sigma", "mean")), "sigma", sigma)
+    mask = moved(mask, "mean", mean)
+    value, gradient = jax.value_and_grad(lambda m: jnp.sum(m() ** 2))(mask)
+    assert jnp.isfinite(value)
+    assert jnp.isfinite(mask.size())
+    assert all(jnp.isfinite(g) for g in jtu.tree_leaves(gradient))
+    assert jnp.isfinite(jax.grad(lambda m: m.size())(mask).sigma)
+    # And back.
+    assert mask.project().active() >= 3
+
+
+#
+# Masks as data.
+#
+
+
+@pytest.mark.parametrize(
+    "cls, learn",
+    (
+        (dn.Sigmoid, None),
+        (dn.Sigmoid, ("temperature",)),
+        (dn.Sigmoid, ("offset", "temperature")),
+        (dn.Sigmoid, ()),
+        (dn.Gaussian, None),
+        (dn.Gaussian, ("mean",)),
+        (dn.Gaussian, ("sigma", "mean")),
+        (dn.Gaussian, ()),
+    ),
+)
+def test_what_is_learned(cls, learn):
+    mask = cls(9) if learn is None else cls(9, learn=learn)
+    wanted = {"offset" if cls is dn.Sigmoid else "sigma"} if learn is None else set(learn)
+    mask = mask if cls is dn.Sigmoid else moved(mask, "mean", 0.1)
+    # A weighting without symmetry, lest the gradient of the mean cancel.
+    loss = lambda m: jnp.sum(m() * jnp.arange(9.0)) + m.cutoff()
+    gradient = jax.grad(loss)(mask)
+    names = ("offset", "temperature") if cls is dn.Sigmoid else ("sigma", "mean")
+    assert {name for name in names if getattr(gradient, name) != 0} == wanted
+
+
+@pytest.mark.parametrize("name", ("width", "small"))
+def test_gradient_of_values(name, x64):
+    mask = _INIT[name]()
+    loss = lambda x: jnp.sum(moved(mask, learned(mask), x)() ** 2)
+    at = float(getattr(mask, learned(mask))) + 1e-4
+    assert np.isclose(float(jax.grad(loss)(jnp.asarray(at))), central(loss, at, 1e-7), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_immutable(name):
+    mask = _INIT[name]()
+    before = mask()
+    for field in (learned(mask), "capacity", "threshold", "new"):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(mask, field, 3)
+    moved(mask, learned(mask), 0.2).project()
+    assert np.array_equal(mask(), before)
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_dtypes_are_explicit(name, precision):
+    mask = _INIT[name]()
+    dtype = jnp.float32 if precision > 1e-6 else jnp.float64
+    spec = lambda tree: jtu.tree_map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
+    assert jtu.tree_leaves(mask)
+    assert all(x.dtype == dtype and not x.weak_type for x in jtu.tree_leaves(mask))
+    # Nothing that an update does makes another trace.
+    assert eqx.tree_equal(spec(mask), spec(mask.project()))
+    for x in (mask(), mask.size(), mask.cutoff()):
+        assert x.dtype == dtype and not x.weak_type
+    assert jnp.issubdtype(mask.active().dtype, jnp.integer)
+
+
+def test_one_trace_for_a_whole_run():
+    traces = 0
+
+    @eqx.filter_jit
+    def step(mask):
+        nonlocal traces
+        traces += 1
+        gradient = jax.grad(lambda m: -m.size())(mask)
+        return jtu.tree_map(lambda x, g: x - 1e-3 * g, mask, gradient).project()
+
+    mask = dn.Sigmoid(32, size=16.0)
+    for _ in range(4):
+        mask = step(mask)
+    assert mask.size() > 17
+    assert traces == 1
+
+
+def test_stacked_masks_under_vmap():
+    wide, tap = dn.Sigmoid(24, size=12.0), dn.Gaussian(9)
+    history = [
+        {"wide": moved(wide, "offset", offset), "tap": moved(tap, "sigma", sigma)}
+        for offset, sigma in ((-0.7, 0.3), (0.0, 0.01), (1.0, 0.2), (7.0, 0.5))
+    ]
+    path = dn.stack(history)
+    assert path["wide"].capacity == 24
+    assert path["wide"].offset.shape == (4,)
+    for f in (
+        dn.sizes,
+        dn.active,
+        dn.project,
+        lambda masks: {axis: mask() for axis, mask in masks.items()},
+        lambda masks: {axis: mask(5) for axis, mask in masks.items()},
+        lambda masks: {axis: mask.cutoff() for axis, mask in masks.items()},
+        jax.grad(lambda masks: sum(wild(mask) for mask in masks.values())),
+    ):
+        together = jax.vmap(f)(path)
+        one_by_one = jtu.tree_map(lambda *xs: np.stack(xs), *[f(masks) for masks in history])
+        assert jtu.tree_structure(together) == jtu.tree_structure(one_by_one)
+        for a, b in zip(jtu.tree_leaves(together), jtu.tree_leaves(one_by_one)):
+            assert np.allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+#
+# What the user reads.
+#
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    (
+        (lambda: dn.Sigmoid(0), "`capacity` must be a positive integer, got 0"),
+        (lambda: dn.Sigmoid(-4), "`capacity` must be a positive integer, got -4"),
+        (lambda: dn.Sigmoid(True), "`capacity` must be a positive integer, got True"),
+        (lambda: dn.Gaussian(0), "`capacity` must be a positive integer, got 0"),
+        (lambda: dn.Gaussian(8), "`capacity`.* odd.*at least 3; got 8"),
+        (lambda: dn.Gaussian(1), "`capacity`.* odd.*at least 3; got 1"),
+        (lambda: dn.Sigmoid(8, temperature=0.5), "`temperature`.*at least 1.* got 0.5"),
+        (lambda: dn.Sigmoid(8, temperature=0.0), "`temperature`.* got 0.0"),
+        (lambda: dn.Sigmoid(8, temperature=-8.0), "`temperature`.* got -8.0"),
+        (lambda: dn.Sigmoid(8, temperature=math.nan), "`temperature`.*finite.* got nan"),
+        (lambda: dn.Sigmoid(8, temperature=math.inf), "`temperature`.*finite.* got inf"),
+        (lambda: dn.Sigmoid(8, threshold=0.0), r"`threshold` must lie in \(0, 1\), got 0.0"),
+        (lambda: dn.Sigmoid(8, threshold=1.0), r"`threshold` must lie in \(0, 1\), got 1.0"),
+        (lambda: dn.Gaussian(9, threshold=-0.1), "`threshold`.* got -0.1"),
+        (lambda: dn.Gaussian(9, threshold=math.nan), "`threshold`.* got nan"),
+        (lambda: dn.Sigmoid(280, size=28.7), "`size`.* 28.79,.*capacity 280; got 28.7"),
+        (lambda: dn.Sigmoid(280, size=280.5), "`size`.*capacity 280; got 280.5"),
+        (lambda: dn.Sigmoid(280, size=math.nan), "`size`.* got nan"),
+        (lambda: dn.Gaussian(33, size=2.0), "`size`.* 2.063,.*capacity 33; got 2.0"),
+        (lambda: dn.Gaussian(33, size=34.0), "`size`.*capacity 33; got 34.0"),
+        (lambda: dn.Gaussian(33, size=math.nan), "`size`.* got nan"),
+        (lambda: dn.Gaussian(33, sigma=0.02), "`sigma`.* 0.02913.* 1.754.* got 0.02"),
+        (lambda: dn.Gaussian(33, sigma=2.0), "`sigma`.* 0.02913.* 1.754.* got 2.0"),
+        (lambda: dn.Gaussian(33, sigma=-0.5), "`sigma`.* got -0.5"),
+        (lambda: dn.Gaussian(33, sigma=math.nan), "`sigma`.* got nan"),
+        (lambda: dn.Gaussian(33, size=9.0, sigma=0.5), "`size` and `sigma`, not both"),
+        (lambda: dn.Sigmoid(8, learn=("sigma",)), r"`learn`.*'offset'.*got \('sigma',\)"),
+        (lambda: dn.Sigmoid(8, learn="offset"), "`learn` must be a sequence.*got 'offset'"),
+        (lambda: dn.Gaussian(9, learn=("mu",)), r"`learn`.*'sigma'.*got \('mu',\)"),
+        (lambda: dn.Sigmoid(8)(9), "bucket.*between 1 and the capacity 8, got 9"),
+        (lambda: dn.Sigmoid(8)(0), "bucket.*between 1 and the capacity 8, got 0"),
+        (lambda: dn.Gaussian(9)(4), "bucket.*must be odd, got 4"),
+        (lambda: dn.Gaussian(9)(11), "bucket.*between 1 and the capacity 9, got 11"),
+        (lambda: dn.stack([]), "`history` is empty"),
+    ),
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    (
+        lambda: dn.Gaussian(3, size=3.0),
+        lambda: dn.Gaussian(33, size=33.0),
+        lambda: dn.Sigmoid(1, size=1.0),
+        lambda: dn.Sigmoid(8, size=8.0, temperature=2.6),
+    ),
+)
+def test_the_capacity_is_an_admissible_size(make):
+    mask = make()
+    assert np.isclose(float(mask.size()), mask.capacity, rtol=1e-6)
+    assert mask.active() >= 1
