@@ -52,6 +52,7 @@ from ._report import (
     operations as operations,
     parameters as parameters,
     report as report,
+    table as table,
 )
 from ._sizes import (
     active as active,

@@ -329,7 +329,7 @@ def parameter_cost(model: PyTree, axes: AxisMap) -> Cost:
         for parts, above in terms:
             count = math.prod((size(part) for part in parts), start=as_float(1.0))
             for part, index in above:
-                count = count * present(size(part), index)
+                count = count * present(size(part), part.capacity)[index]
             total = total + count
         return total
 

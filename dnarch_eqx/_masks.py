@@ -18,8 +18,8 @@ from ._misc import as_float, straight_through
 # 0.95, at the largest one the last position has value 0.85.
 _LOWEST, _HIGHEST = 0.95, 0.85
 
-# Below this temperature the range above is (nearly) empty.
-_MIN_TEMPERATURE = 1.0
+# Below the first the range above is (nearly) empty, beyond the second float32 overflows.
+_MIN_TEMPERATURE, _MAX_TEMPERATURE = 1.0, 1e30
 
 
 def _logit(p: float) -> float:
@@ -125,18 +125,18 @@ class Sigmoid(AbstractMask):
             starts its resolutions.
         - `temperature`: how steep the mask is, on an axis of length 2. The smallest
             admissible size is `2.57 / temperature` of the capacity.
-        - `threshold`: values below it are zero, in (0, 1).
+        - `threshold`: values below it are zero; in (0, 0.85).
         - `learn`: which of `offset` and `temperature` have a gradient.
 
         Raises `ValueError` if an argument is out of its range.
         """
         self.capacity = _positive("capacity", capacity)
-        self.threshold = _open_unit("threshold", threshold)
+        self.threshold = _threshold(threshold)
         self.learn = _names("learn", learn, ("offset", "temperature"))
-        if not (math.isfinite(temperature) and temperature >= _MIN_TEMPERATURE):
+        if not _MIN_TEMPERATURE <= temperature <= _MAX_TEMPERATURE:
             raise ValueError(
-                f"`temperature` must be finite and at least {_MIN_TEMPERATURE} (below it no "
-                f"offset is admissible), got {temperature}."
+                f"`temperature` must lie between {_MIN_TEMPERATURE} (below it no offset is "
+                f"admissible) and {_MAX_TEMPERATURE}, got {temperature}."
             )
         tail = _logit(1 - threshold) / temperature
         # Eq. 11: what one unit of the coordinate is worth. Half the capacity on an axis
@@ -150,7 +150,8 @@ class Sigmoid(AbstractMask):
             if not smallest <= size <= capacity:
                 raise ValueError(
                     f"`size` must lie between {smallest:.4g}, the smallest admissible at "
-                    f"temperature {temperature}, and the capacity {capacity}; got {size}."
+                    f"temperature {temperature}, and the capacity {capacity}; got {size}. A "
+                    "higher temperature admits smaller sizes."
                 )
             offset = size / self.unit - 1 - tail
         self.offset = as_float(offset)
@@ -216,7 +217,7 @@ class Gaussian(AbstractMask):
         - `size`: the size to start at. Give this or `sigma`.
         - `sigma`: the deviation to start at, in units of half the axis: the paper uses
             0.0325 (small) and 0.5 (global, the default).
-        - `threshold`: values below it are zero, in (0, 1).
+        - `threshold`: values below it are zero; in (0, 0.85).
         - `learn`: which of `sigma` and `mean` have a gradient.
 
         Raises `ValueError` if an argument is out of its range.
@@ -227,7 +228,7 @@ class Gaussian(AbstractMask):
                 "`capacity` of a Gaussian mask must be odd, so that a position lies at its "
                 f"centre, and at least 3; got {capacity}."
             )
-        self.threshold = _open_unit("threshold", threshold)
+        self.threshold = _threshold(threshold)
         self.learn = _names("learn", learn, ("sigma", "mean"))
         # `reach` sigmas from the mean the mask meets the threshold (Eq. 5).
         reach = math.sqrt(-2 * math.log(threshold))
@@ -235,13 +236,13 @@ class Gaussian(AbstractMask):
         if size is not None and sigma is not None:
             raise ValueError("Give one of `size` and `sigma`, not both.")
         if size is not None:
-            smallest = lowest * reach * capacity
+            smallest = 2 / (capacity - 1) * capacity
             if not smallest <= size <= capacity:
                 raise ValueError(
                     f"`size` must lie between {smallest:.4g}, the smallest admissible, and "
                     f"the capacity {capacity}; got {size}."
                 )
-            sigma = size / capacity / reach
+            sigma = max(size / capacity / reach, lowest)
         sigma = 0.5 if sigma is None else sigma
         if not lowest <= sigma <= highest:
             raise ValueError(
@@ -330,9 +331,10 @@ def _positive(name: str, value: int) -> int:
     return int(value)
 
 
-def _open_unit(name: str, value: float) -> float:
-    if not 0 < value < 1:
-        raise ValueError(f"`{name}` must lie in (0, 1), got {value}.")
+def _threshold(value: float) -> float:
+    # Above, the end of a mask at its largest offset would not be active.
+    if not 0 < value < _HIGHEST:
+        raise ValueError(f"`threshold` must lie in (0, {_HIGHEST}), got {value}.")
     return float(value)
 
 

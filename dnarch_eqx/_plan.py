@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool
 
 from ._custom_types import Cost
@@ -13,7 +14,8 @@ from ._masks import Gaussian, Masks
 from ._sizes import active, covered
 
 
-# The sizes that a plan may take on one axis: increasing, the last is the capacity.
+# The sizes that a plan may take on one axis: increasing, the last is the capacity (whatever
+# the rule, it closes the ladder).
 Ladder: TypeAlias = tuple[int, ...]
 Rule: TypeAlias = Callable[[int], Ladder]
 
@@ -41,10 +43,14 @@ def geometric(ratio: float = 1.25, multiple: int = 8) -> Rule:
 
 def smooth(ratio: float = 1.125) -> Rule:
     """Lengths whose prime factors are 2, 3 and 5, for resolutions: FFTs of other lengths
-    can be several times slower. Each is at least `ratio` times the one before.
+    can be several times slower. Each is at least `ratio` times the one before. Even lengths
+    of an even capacity, which need less padding.
     """
     _at_least("ratio", ratio, 1)
-    return lambda capacity: _thinned(filter(is_smooth, range(1, capacity)), ratio, capacity)
+    step = lambda capacity: 1 + (capacity + 1) % 2
+    return lambda capacity: _thinned(
+        filter(is_smooth, range(step(capacity), capacity, step(capacity))), ratio, capacity
+    )
 
 
 def odd(ratio: float = 1.25) -> Rule:
@@ -111,10 +117,8 @@ class Plan(Mapping[str, int]):
     def __init__(self, sizes: Mapping[str, int] | None = None):
         sizes = {} if sizes is None else sizes
         for axis, size in sizes.items():
-            if int(size) != size or size < 1:
-                raise ValueError(
-                    f"The bucket of axis {axis!r} must be a positive integer, got {size}."
-                )
+            if not (isinstance(size, (int, np.integer)) and size >= 1):
+                raise ValueError(f"Axis {axis!r}: a bucket is a positive integer, not {size}.")
         self._sizes = {axis: int(sizes[axis]) for axis in sorted(sizes)}
         self._hash = hash(tuple(self._sizes.items()))
 
@@ -136,6 +140,12 @@ class Plan(Mapping[str, int]):
     def __or__(self, other: Mapping[str, int]) -> "Plan":
         """The buckets of both, those of `other` where both name an axis."""
         return Plan({**self._sizes, **other})
+
+    def __ror__(self, other: Mapping[str, int]) -> "Plan":
+        return Plan({**other, **self._sizes})
+
+    def __reduce__(self):
+        return Plan, (self._sizes,)  # the hash of a string is another in every process
 
     def __repr__(self) -> str:
         return f"Plan({', '.join(f'{axis}={size}' for axis, size in self.items())})"
@@ -192,10 +202,11 @@ def replan(
     **Arguments:**
 
     - `plan`, `masks`, `buckets`: the present plan, masks and ladders.
-    - `slack`: how much larger than the tight plan the present one may be before it is
-        given up: 0.25 is 25 %. At 0 every plan is tight.
+    - `slack`: how much larger than a plan with headroom the present one may be before it
+        is given up for a tight one: 0.25 is 25 %.
     - `headroom`: how much room beyond its active count an axis that has to grow is given,
-        so that one that goes on growing does not cross the next boundary at once.
+        so that one that goes on growing does not cross the next boundary at once. With
+        `slack` and `headroom` at 0 every plan is tight.
     - `cost`: by what "larger" is measured. By default the mean over the axes of their
         buckets' ratios.
 
@@ -206,19 +217,18 @@ def replan(
     _at_least("slack", slack, 0)
     _at_least("headroom", headroom, 0)
     now = counts(masks)
-    tight = _fit(now, masks, buckets)
-    growing = [axis for axis in tight if tight[axis] > plan.get(axis, tight[axis])]
+    more = {axis: math.ceil(n * (1 + headroom)) for axis, n in now.items()}
+    present = {axis: plan.get(axis, mask.capacity) for axis, mask in masks.items()}
+    growing = {axis: more[axis] for axis in now if now[axis] > present[axis]}
     if growing:
-        roomy = now | {axis: math.ceil(now[axis] * (1 + headroom)) for axis in growing}
-        return _fit(roomy, masks, buckets)
-    present = plan | {axis: tight[axis] for axis in tight if axis not in plan}
+        return _fit(now | growing, masks, buckets)
+    # Measured by the plan with headroom, so that what an axis was given is not taken back.
+    roomy = _fit(more, masks, buckets)
     if cost is None:
-        excess = sum(present[axis] / tight[axis] for axis in tight) / max(len(tight), 1)
+        excess = sum(present[axis] / roomy[axis] for axis in now) / max(len(now), 1)
     else:
-        excess = float(cost(present)) / float(cost(tight))
-    if excess > 1 + slack:
-        return tight
-    return plan if present == plan else present
+        excess = float(cost(present)) / float(cost(roomy))
+    return _fit(now, masks, buckets) if excess > 1 + slack else plan
 
 
 def check_covers(plan: Mapping[str, int], masks: Masks) -> None:
@@ -254,8 +264,8 @@ def _check_ladder(axis: str, ladder: Ladder, mask) -> None:
             f"The buckets of axis {axis!r} must be increasing, and the last must be its "
             f"capacity {mask.capacity}; got {ladder}."
         )
-    for size in ladder:
-        mask.window(size)  # a Gaussian refuses even extents
+    if isinstance(mask, Gaussian) and any(size % 2 == 0 for size in ladder):
+        raise ValueError(f"The buckets of axis {axis!r}, a Gaussian's, must be odd: {ladder}.")
 
 
 @ft.cache

@@ -1,14 +1,19 @@
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ._custom_types import Cost, Sizes
 from ._masks import Masks
 from ._misc import as_float
+
+
+_Tree = TypeVar("_Tree")
 
 
 def sizes(masks: Masks) -> dict[str, Float[Array, ""]]:
@@ -26,7 +31,7 @@ def project(masks: Masks) -> Masks:
     return {axis: mask.project() for axis, mask in masks.items()}
 
 
-def stack(history: Sequence[Masks]) -> Masks:
+def stack(history: Sequence[_Tree]) -> _Tree:
     """Many masks as one, with time as the leading axis of every parameter: all functions
     of masks then work under `jax.vmap`.
 
@@ -42,11 +47,11 @@ def stack(history: Sequence[Masks]) -> Masks:
     return jtu.tree_map(lambda *xs: jnp.stack(xs), *history)
 
 
-def present(depth: Float[Array, ""] | float, block: int) -> Float[Array, ""]:
-    """How much of block number `block` (from 0) a network of continuous depth `depth`
-    has: 1 below the depth, 0 above it, and the fraction in between (Appx. C.1).
+def present(depth: Float[Array, ""] | float, blocks: int) -> Float[Array, " blocks"]:
+    """How much of each of `blocks` blocks a network of continuous depth `depth` has: 1 below
+    the depth, 0 above it, and the fraction in between (Appx. C.1).
     """
-    return jnp.clip(as_float(depth) - block, 0.0, 1.0)
+    return jnp.clip(as_float(depth) - as_float(np.arange(blocks)), 0.0, 1.0)
 
 
 class Budget(eqx.Module):
@@ -75,8 +80,8 @@ class Budget(eqx.Module):
         self.cost = cost
         self.target = as_float(target)
         self.weight = as_float(weight)
-        if not (self.target.shape == () and self.target > 0):
-            raise ValueError(f"`target` must be a positive number, got {target}.")
+        if not (self.target.shape == () and 0 < self.target < jnp.inf):
+            raise ValueError(f"`target` must be a positive, finite number, got {target}.")
         if not (self.weight.shape == () and self.weight >= 0):
             raise ValueError(f"`weight` must be a number of at least 0, got {weight}.")
 

@@ -222,25 +222,25 @@ def complexity(model: CCNN) -> Cost:
     capacity.
     """
     capacities = {"depth": len(model.blocks)}
-    names: list[tuple[list[str], list[str]]] = []
     for i, block in enumerate(model.blocks):
-        resolution = [gate.axis for gate in block.conv.resolution]
-        widths = [f"blocks.{i}.{part}" for part in _PARTS]
-        capacities |= dict(zip(resolution, model.shape))
-        capacities |= dict(zip(widths, _widths(block)))
-        names.append((resolution, widths))
+        capacities |= {gate.axis: gate.size for gate in block.conv.resolution}
+        capacities |= dict(zip((f"blocks.{i}.{part}" for part in _PARTS), _widths(block)))
+    resolutions = [
+        [block.conv.resolution[i].axis for block in model.blocks]
+        for i in range(len(model.shape))
+    ]
+    widths = [[f"blocks.{i}.{part}" for i in range(len(model.blocks))] for part in _PARTS]
 
     def cost(sizes: Sizes) -> Float[Array, ""]:
         size = lambda axis: as_float(sizes.get(axis, capacities[axis]))
-        total = as_float(0.0)
-        for i, (resolution, widths) in enumerate(names):
-            r = math.prod((size(axis) for axis in resolution), start=as_float(1.0))
-            in_, mid, out = map(size, widths)
-            linear = r * (in_ * mid + mid * out)
-            fourier = in_ * r * jnp.log2(r)
-            pointwise = r * (2 * mid + out)
-            total = total + present(size("depth"), i) * (linear + fourier + pointwise)
-        return total
+        # Each a vector over the blocks: many scalar operations compile slowly.
+        over_blocks = lambda axes: jnp.stack([size(axis) for axis in axes])
+        r = jnp.prod(jnp.stack([over_blocks(axes) for axes in resolutions]), axis=0)
+        in_, mid, out = (over_blocks(axes) for axes in widths)
+        linear = r * (in_ * mid + mid * out)
+        fourier = in_ * r * jnp.log2(r)
+        pointwise = r * (2 * mid + out)
+        return present(size("depth"), len(in_)) @ (linear + fourier + pointwise)
 
     return cost
 

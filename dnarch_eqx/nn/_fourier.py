@@ -1,8 +1,8 @@
-# Transforms between grids. A signal of N samples lies on [0, N) of a period 2N, whose second
-# half is zero: so products of spectra are linear convolutions, and a spectrum that is cropped
-# to its M lowest frequencies is a period of 2M, whose first half is the same signal at M
-# samples, whatever M is. Bin M, the Nyquist bin of the smaller grid, is its own mirror image
-# and cannot hold a phase: it is dropped, so that cropping is exactly a projection.
+# Transforms between grids. A signal of N samples lies on [0, N) of a longer period P, zero on
+# the rest: so products of spectra are linear convolutions. A spectrum that is cropped to the
+# frequencies below M / 2N is that of the same signal on M samples of [0, N), with the period
+# P M / N. A frequency at exactly half the sampling rate is its own mirror image and cannot
+# hold a phase: it is dropped, so that cropping is exactly a projection.
 
 import itertools as it
 from collections.abc import Sequence
@@ -91,6 +91,29 @@ def circular(
     return kernel
 
 
+def period(n: int, m: int) -> int:
+    """The period on which `n` samples are low-passed to `m`: long enough for every kernel
+    (of at most `n + 1` taps), the same for all even `m` of an even `n`, so that the filter
+    is the same function whatever the bucket.
+    """
+    return 3 * n // 2 if n % 2 == m % 2 == 0 else 2 * n
+
+
+def filter_factors(values: Float[Array, " kept"], n: int) -> Float[Array, " frequencies"]:
+    """The factors of the frequencies `0, 1, ...` of the period, below those of the smaller
+    grid's Nyquist frequency, from those of the M lowest of N, which are spaced as on a period
+    of 2N: by linear interpolation.
+    """
+    m = values.shape[0]
+    p = period(n, m)
+    # (p m / n + 1) // 2 frequencies lie below half the sampling rate of the smaller grid.
+    at = np.arange((p * m // n + 1) // 2) * (2 * n / p)
+    low = np.floor(at).astype(int)
+    fraction = jnp.asarray(at - low, values.dtype)
+    values = jnp.append(values, jnp.zeros(1, values.dtype))
+    return values[low] * (1 - fraction) + values[low + 1] * fraction
+
+
 def fourier_convolution(
     x: Float[Array, "channels *space"],
     kernel: Float[Array, "channels *window"],
@@ -103,7 +126,7 @@ def fourier_convolution(
     **Arguments:**
 
     - `x`: the signal, zero outside its samples.
-    - `kernel`: odd extents, centred.
+    - `kernel`: odd extents, centred, at most one more than the samples.
     - `low_pass`: on each axis of N samples, the factors of the M lowest of N frequencies, or
         `None` for no filter.
 
@@ -112,38 +135,45 @@ def fourier_convolution(
     The signal at M samples (or N), on the same extent.
     """
     space = x.shape[1:]
-    kept = [None if m is None else m.shape[0] for m in low_pass]
+    reduced = [n if v is None else v.shape[0] for n, v in zip(space, low_pass)]
     periods = [
-        fast_length(n + k // 2) if m is None else 2 * n
-        for n, k, m in zip(space, kernel.shape[1:], kept)
+        fast_length(n + k // 2) if v is None else period(n, m)
+        for n, m, k, v in zip(space, reduced, kernel.shape[1:], low_pass)
+    ]
+    factors = [None if v is None else filter_factors(v, n) for n, v in zip(space, low_pass)]
+    # At the full resolution nothing is cropped: copies would cost more than zeros.
+    kept = [
+        None if f is None or m == n else f.shape[0] for f, m, n in zip(factors, reduced, space)
     ]
     spectrum = pass_band(circular(kernel, periods), periods, kept)
-    for i, (values, n) in enumerate(zip(low_pass, space)):
-        if values is not None:
+    for i, (f, m, n, p) in enumerate(zip(factors, reduced, space, periods)):
+        if f is not None:
             # Amplitudes are per sample, hence the ratio of the lengths.
-            values = values * (values.shape[0] / n)
+            f = f * (m / n)
+            mirrored = f[:0:-1]
+            if m == n:
+                f = jnp.append(f, jnp.zeros(p // 2 + 1 - f.shape[0], f.dtype))
             if i < len(space) - 1:
-                values = jnp.concatenate([values, values[:0:-1]])
+                f = jnp.concatenate([f, mirrored])
             others = [axis for axis in range(spectrum.ndim) if axis != i + 1]
-            spectrum = spectrum * jnp.expand_dims(values, others).astype(spectrum.dtype)
+            spectrum = spectrum * jnp.expand_dims(f, others).astype(spectrum.dtype)
     product = pass_band(x, periods, kept) * spectrum
-    reduced = [n if m is None else m for n, m in zip(space, kept)]
-    shorter = [p if m is None else 2 * m for p, m in zip(periods, kept)]
+    shorter = [p * m // n for p, m, n in zip(periods, reduced, space)]
     return to_space(product, shorter, reduced, kept)
 
 
-def resampler(
-    values: Float[Array, " kept"], n: int, margin: int
-) -> Float[Array, "kept samples"]:
+def resampler(values: Float[Array, " kept"], n: int, margin: int) -> Float[Array, "kept _"]:
     """The low-pass filter of [`fourier_convolution`][] as a matrix: from the samples
     `-margin, ..., n + margin - 1` of a signal to its M low-passed ones (Appx. B.4, where the
     filter is the inverse transform of the mask).
     """
     m = values.shape[0]
-    k = np.arange(m)
-    at = 2 * np.pi * np.outer(np.arange(m) * n / m, k) / (2 * n)
-    of = 2 * np.pi * np.outer(np.arange(-margin, n + margin), k) / (2 * n)
-    weights = values * jnp.asarray(np.where(k == 0, 1.0, 2.0) / (2 * n), values.dtype)
+    p = period(n, m)
+    factors = filter_factors(values, n)
+    k = np.arange(factors.shape[0])
+    at = 2 * np.pi * np.outer(np.arange(m) * n / m, k) / p
+    of = 2 * np.pi * np.outer(np.arange(-margin, n + margin), k) / p
+    weights = factors * jnp.asarray(np.where(k == 0, 1.0, 2.0) / p, values.dtype)
     constant = lambda a: jnp.asarray(a, values.dtype)
     even = (constant(np.cos(at)) * weights[None]) @ constant(np.cos(of).T)
     odd = (constant(np.sin(at)) * weights[None]) @ constant(np.sin(of).T)

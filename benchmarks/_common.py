@@ -1,0 +1,40 @@
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+
+from dnarch_eqx import table
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One result. `target` says what it is held to, as text, if to anything."""
+
+    name: str
+    value: float
+    unit: str
+    target: str | None = None
+
+
+def medians(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, the contestants in turn, after a warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for i in range(repeats + 1):
+        for name, run in contestants.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if i > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def finish(rows: list[Row], path: Path | None) -> None:
+    """Prints the rows as a table and, where a path is given, writes them as JSON."""
+    cells = [(row.name, f"{row.value:.4g}", row.unit, row.target or "") for row in rows]
+    print(table([("name", "value", "unit", "target"), *cells]))
+    if path is not None:
+        path.write_text(json.dumps([dataclasses.asdict(row) for row in rows], indent=1) + "\n")

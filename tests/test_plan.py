@@ -1,0 +1,546 @@
+import itertools as it
+import math
+import pickle
+import subprocess
+import sys
+
+import equinox as eqx
+import hypothesis as hp
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dnarch_eqx as dn
+
+
+few = hp.settings(max_examples=40, deadline=None, derandomize=True)
+
+
+def moved(mask, name, value):
+    old = getattr(mask, name)
+    return eqx.tree_at(lambda m: getattr(m, name), mask, jnp.asarray(value, old.dtype))
+
+
+# Made once: every walk below then runs the same compiled functions.
+_WIDTH = dn.Sigmoid(64, size=32.0)
+_DEPTH = dn.Sigmoid(8, size=4.0, temperature=16.0)
+_KERNEL = dn.Gaussian(33, size=11.0)
+
+
+def some_masks(width=32.0, depth=4.0, kernel=11.0):
+    """Masks of given sizes, from Eq. 6 and 5. Small widths and kernels are admissible."""
+    reach = math.sqrt(2 * math.log(10))
+    masks: dn.Masks = {
+        "width": moved(_WIDTH, "offset", width / 32 - 1 - math.log(9) / 25),
+        "depth": moved(_DEPTH, "offset", depth / 4 - 1 - math.log(9) / 16),
+        "kernel": moved(_KERNEL, "sigma", kernel / 33 / reach),
+    }
+    return masks
+
+
+def counted(masks):
+    """Active counts, by looking at the values."""
+    return {axis: int(np.count_nonzero(mask())) for axis, mask in masks.items()}
+
+
+def largest(size, capacity):
+    """How many positions i of `capacity` lie at or below a size: 2 i / (N - 1) <= 2 s / N."""
+    return int(size * (capacity - 1) / capacity) + 1
+
+
+_LADDERS = {
+    "width": dn.multiples(8)(64),
+    "depth": dn.every()(8),
+    "kernel": dn.odd()(33),
+}
+
+sizes = st.tuples(st.floats(7, 64), st.floats(1.5, 8), st.floats(2.1, 33))
+
+
+#
+# Ladders.
+#
+
+
+_RULES = {
+    "multiples": dn.multiples(8),
+    "multiples of 5": dn.multiples(5),
+    "geometric": dn.geometric(),
+    "geometric of 1": dn.geometric(1.5, 1),
+    "smooth": dn.smooth(),
+    "smooth, all": dn.smooth(1.0),
+    "odd": dn.odd(),
+    "odd, all": dn.odd(1.0),
+    "every": dn.every(),
+    "full": dn.full(),
+}
+
+
+def factors(n):
+    found, p = set(), 2
+    while n > 1:
+        while n % p == 0:
+            found.add(p)
+            n //= p
+        p += 1
+    return found
+
+
+@pytest.mark.parametrize("name", _RULES)
+@few
+@hp.given(capacity=st.integers(1, 2000))
+def test_ladders_increase_to_the_capacity(name, capacity):
+    ladder = _RULES[name](capacity)
+    assert ladder[0] >= 1
+    assert all(a < b for a, b in it.pairwise(ladder))
+    assert ladder[-1] == capacity
+    assert all(type(n) is int for n in ladder)
+
+
+@pytest.mark.parametrize(
+    "rule, capacity, wanted",
+    (
+        (dn.multiples(8), 28, (8, 16, 24, 28)),
+        (dn.multiples(8), 24, (8, 16, 24)),
+        (dn.multiples(8), 5, (5,)),
+        (dn.geometric(1.25, 8), 100, (8, 16, 24, 32, 40, 56, 72, 96, 100)),
+        (dn.geometric(2.0, 1), 20, (1, 2, 4, 8, 16, 20)),
+        (dn.smooth(1.0), 21, (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 18, 20, 21)),
+        (dn.smooth(1.0), 26, (2, 4, 6, 8, 10, 12, 16, 18, 20, 24, 26)),
+        (dn.odd(1.0), 9, (3, 5, 7, 9)),
+        (dn.odd(1.25), 33, (3, 5, 7, 9, 13, 17, 23, 29, 33)),
+        (dn.odd(), 3, (3,)),
+        (dn.every(), 4, (1, 2, 3, 4)),
+        (dn.full(), 4, (4,)),
+    ),
+)
+def test_ladders_by_hand(rule, capacity, wanted):
+    assert rule(capacity) == wanted
+
+
+@few
+@hp.given(capacity=st.integers(1, 2000), of=st.integers(1, 64))
+def test_multiples(capacity, of):
+    ladder = dn.multiples(of)(capacity)
+    assert ladder[:-1] == tuple(n for n in range(1, capacity) if n % of == 0)
+
+
+@few
+@hp.given(
+    capacity=st.integers(1, 2000),
+    ratio=st.sampled_from([1.0, 1.25, 1.5, 2.0]),
+    multiple=st.integers(1, 32),
+)
+def test_geometric(capacity, ratio, multiple):
+    *inner, _ = dn.geometric(ratio, multiple)(capacity)
+    # The next is the smallest multiple that is `ratio` times as large.
+    n, wanted = multiple, []
+    while n < capacity:
+        wanted.append(n)
+        n = next(m for m in range(n + multiple, 9000, multiple) if m >= ratio * n)
+    assert inner == wanted
+
+
+@few
+@hp.given(capacity=st.integers(1, 1500), ratio=st.sampled_from([1.0, 1.125, 1.5]))
+def test_smooth(capacity, ratio):
+    *inner, _ = dn.smooth(ratio)(capacity)
+    # Only even ones of an even capacity.
+    allowed = [n for n in range(1, capacity) if n % 2 == 0 or capacity % 2 == 1]
+    candidates = [n for n in allowed if factors(n) <= {2, 3, 5}]
+    assert set(inner) <= set(candidates)
+    # The next is the smallest candidate that is far enough away.
+    for a, b in it.pairwise(inner):
+        assert b == next(n for n in candidates if n > a and n >= ratio * a)
+    if candidates:
+        assert inner[0] == candidates[0]
+        assert not any(n >= ratio * inner[-1] and n > inner[-1] for n in candidates)
+
+
+@few
+@hp.given(capacity=st.integers(1, 1000).map(lambda n: 2 * n + 1), ratio=st.floats(1, 3))
+def test_odd(capacity, ratio):
+    ladder = dn.odd(ratio)(capacity)
+    assert all(n % 2 == 1 and n >= 3 for n in ladder)
+    for a, b in it.pairwise(ladder[:-1]):
+        assert b >= ratio * a and (b - 2 <= a or b - 2 < ratio * a)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    (
+        (lambda: dn.multiples(0), "`of` must be at least 1, got 0"),
+        (lambda: dn.geometric(0.9), "`ratio` must be at least 1, got 0.9"),
+        (lambda: dn.geometric(math.nan), "`ratio` must be at least 1, got nan"),
+        (lambda: dn.geometric(1.5, 0), "`multiple` must be at least 1, got 0"),
+        (lambda: dn.smooth(0.5), "`ratio` must be at least 1, got 0.5"),
+        (lambda: dn.odd(0.5), "`ratio` must be at least 1, got 0.5"),
+    ),
+)
+def test_rule_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+#
+# Ladders of all axes.
+#
+
+
+def test_buckets_by_default():
+    found = dn.buckets(some_masks())
+    assert found == {
+        "width": (8, 16, 24, 32, 40, 48, 56, 64),
+        "depth": (8,),
+        "kernel": (3, 5, 7, 9, 13, 17, 23, 29, 33),
+    }
+
+
+def test_buckets_by_one_rule():
+    masks: dn.Masks = {"a": dn.Sigmoid(6), "b": dn.Sigmoid(3)}
+    assert dn.buckets(masks, dn.every()) == {"a": (1, 2, 3, 4, 5, 6), "b": (1, 2, 3)}
+
+
+def test_buckets_by_pattern():
+    masks: dn.Masks = {
+        "blocks.0.mid": dn.Sigmoid(20),
+        "blocks.1.mid": dn.Sigmoid(20),
+        "blocks.0.kernel.y": dn.Gaussian(9),
+        "depth": dn.Sigmoid(3),
+    }
+    rules = {
+        "blocks.1.*": dn.full(),
+        "*.kernel*": dn.odd(1.0),
+        "*.mid": dn.multiples(10),
+        "*": dn.every(),
+        "depth": dn.full(),  # too late: the first that matches counts
+    }
+    assert dn.buckets(masks, rules) == {
+        "blocks.0.mid": (10, 20),
+        "blocks.1.mid": (20,),
+        "blocks.0.kernel.y": (3, 5, 7, 9),
+        "depth": (1, 2, 3),
+    }
+
+
+def test_patterns_mind_the_case():
+    masks: dn.Masks = {"Mid": dn.Sigmoid(20)}
+    with pytest.raises(ValueError, match=r"`rules` matches axis 'Mid': \['mid', 'm\*'\]"):
+        dn.buckets(masks, {"mid": dn.every(), "m*": dn.every()})
+
+
+@pytest.mark.parametrize(
+    "ladder, message",
+    (
+        ((8, 16), r"axis 'width' .*its capacity 64; got \(8, 16\)"),
+        ((16, 8, 64), r"axis 'width' must be increasing.* got \(16, 8, 64\)"),
+        ((8, 8, 64), r"axis 'width' must be increasing.* got \(8, 8, 64\)"),
+        ((0, 64), r"axis 'width' must be increasing.* got \(0, 64\)"),
+        ((-8, 64), r"axis 'width' must be increasing.* got \(-8, 64\)"),
+        ((64, 72), r"axis 'width' .*its capacity 64; got \(64, 72\)"),
+        ((), r"axis 'width' .*its capacity 64; got \(\)"),
+    ),
+)
+def test_bad_ladders(ladder, message):
+    masks: dn.Masks = {"width": _WIDTH}
+    with pytest.raises(ValueError, match=message):
+        dn.buckets(masks, lambda capacity: ladder)
+    # A ladder written by hand is looked at too.
+    with pytest.raises(ValueError, match=message):
+        dn.plan(masks, {"width": ladder})
+    with pytest.raises(ValueError, match=message):
+        dn.replan(dn.Plan(), masks, {"width": ladder})
+
+
+def test_even_buckets_of_a_kernel():
+    with pytest.raises(ValueError, match="Gaussian.* odd, got 8"):
+        dn.buckets({"kernel": _KERNEL}, dn.multiples(8))
+
+
+def test_buckets_of_unknown_axes():
+    masks: dn.Masks = {"width": _WIDTH}
+    with pytest.raises(ValueError, match=r"`buckets` names axes without a mask: \['breadth'\]"):
+        dn.plan(masks, {"breadth": (64,)})
+
+
+#
+# Plans as values.
+#
+
+
+def test_plans_are_equal_whatever_their_order():
+    a, b = dn.Plan({"x": 8, "y": 3}), dn.Plan({"y": 3, "x": 8})
+    assert a == b and hash(a) == hash(b) and {a: "one"}[b] == "one"
+    assert list(a) == list(b) == ["x", "y"]
+    for other in ({"x": 8}, {"x": 8, "y": 4}, {"x": 8, "z": 3}, {"x": 8, "y": 3, "z": 1}, {}):
+        assert a != dn.Plan(other)
+    assert a != "x=8, y=3"
+
+
+def test_plans_are_mappings():
+    plan = dn.Plan({"y": 3, "x": 8})
+    assert dict(plan) == {"x": 8, "y": 3}
+    assert len(plan) == 2 and plan["x"] == 8 and "z" not in plan and plan.get("z") is None
+    assert all(type(size) is int for size in plan.values())
+    with pytest.raises(KeyError, match="z"):
+        plan["z"]
+    assert dn.Plan() == dn.Plan({}) and len(dn.Plan()) == 0
+
+
+def test_plans_print():
+    assert repr(dn.Plan({"y": 3, "blocks.0.mid": 8})) == "Plan(blocks.0.mid=8, y=3)"
+    assert str(dn.Plan()) == "Plan()"
+
+
+def test_plans_are_immutable():
+    sizes = {"x": 8}
+    plan = dn.Plan(sizes)
+    sizes["x"] = 9
+    assert plan["x"] == 8
+    with pytest.raises(TypeError):
+        plan["x"] = 9  # pyright: ignore
+    with pytest.raises(TypeError):
+        del plan["x"]  # pyright: ignore
+    with pytest.raises(AttributeError):
+        plan.new = 9  # pyright: ignore
+
+
+@pytest.mark.parametrize("size", (0, -8, 2.5, math.nan))
+def test_plans_hold_positive_integers(size):
+    with pytest.raises(ValueError, match=f"bucket of axis 'x' must be a positive.*got {size}"):
+        dn.Plan({"y": 1, "x": size})  # beartype looks at the first bucket only
+
+
+def test_union():
+    a, b = dn.Plan({"x": 8, "y": 3}), dn.Plan({"y": 5, "z": 1})
+    assert a | b == dn.Plan({"x": 8, "y": 5, "z": 1})
+    assert a | {"y": 7} == dn.Plan({"x": 8, "y": 7})
+    assert a == dn.Plan({"x": 8, "y": 3})
+
+
+def test_changes():
+    before, after = dn.Plan({"x": 8, "y": 3, "w": 2}), dn.Plan({"x": 16, "y": 3, "z": 4})
+    assert after.changes(before) == {"x": (8, 16), "z": (None, 4), "w": (2, None)}
+    assert before.changes(before) == {}
+
+
+def test_pickled_plans_are_found_by_another_process():
+    # Hashes of strings differ from process to process.
+    plan = dn.Plan({"x": 8, "y": 3})
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    code = (
+        "import pickle, dnarch_eqx as dn; "
+        f"print(dn.Plan({{'x': 8, 'y': 3}}) in {{pickle.loads({pickle.dumps(plan)!r})}})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_one_trace_a_plan():
+    traces = 0
+
+    @eqx.filter_jit
+    def f(plan, x):
+        nonlocal traces
+        traces += 1
+        return x[: plan["x"]]
+
+    x = jnp.arange(8.0)
+    assert f(dn.Plan({"x": 3, "y": 1}), x).shape == (3,)
+    assert f(dn.Plan({"y": 1, "x": 3}), x).shape == (3,)
+    assert traces == 1
+    assert f(dn.Plan({"x": 4, "y": 1}), x).shape == (4,)
+    assert traces == 2
+    assert f(dn.Plan({"x": 3, "y": 1}), x).shape == (3,)
+    assert traces == 2
+    g = jax.jit(lambda plan, x: x[: plan["x"]], static_argnums=0)
+    assert g(dn.Plan({"x": 5}), x).shape == (5,)
+
+
+#
+# Covering.
+#
+
+
+def test_covers():
+    masks = some_masks()
+    now = counted(masks)
+    assert now == {"width": largest(32, 64), "depth": largest(4, 8), "kernel": 11}
+    covers = eqx.filter_jit(lambda plan, masks: plan.covers(masks))
+    exact = dn.Plan(now)
+    for plan, wanted in (
+        (exact, True),
+        (dn.Plan(), True),  # an axis without a bucket is at its capacity
+        (dn.Plan({"width": 64}), True),
+        (exact | {"width": 64}, True),
+        *((exact | {axis: n - 1}, False) for axis, n in now.items()),
+        (dn.Plan({"depth": now["depth"] - 1}), False),
+        (exact | {"nobody": 1}, True),
+    ):
+        for covered in (plan.covers(masks), covers(plan, masks)):
+            assert covered.shape == () and covered.dtype == bool
+            assert bool(covered) is wanted
+
+
+@few
+@hp.given(sizes)
+def test_exact(wanted):
+    masks = some_masks(*wanted)
+    plan = dn.exact(masks)
+    assert plan == dn.Plan(counted(masks))
+    assert plan.covers(masks)
+
+
+def test_exact_keeps_one_position():
+    dead = moved(_WIDTH, "offset", -9.0)
+    assert counted({"width": dead}) == {"width": 0}
+    assert dn.exact({"width": dead}) == dn.Plan({"width": 1})
+
+
+@few
+@hp.given(sizes)
+def test_plan_is_the_smallest_that_covers(wanted):
+    masks = some_masks(*wanted)
+    now = counted(masks)
+    covering = [
+        sizes
+        for sizes in it.product(*_LADDERS.values())
+        if all(size >= now[axis] for axis, size in zip(_LADDERS, sizes))
+    ]
+    smallest = min(covering, key=sum)
+    assert dn.plan(masks, _LADDERS) == dn.Plan(dict(zip(_LADDERS, smallest)))
+
+
+def test_plan_without_a_ladder():
+    masks = some_masks()
+    ladders = {"depth": _LADDERS["depth"]}
+    assert dn.plan(masks, ladders) == dn.Plan({"width": 64, "depth": 4, "kernel": 33})
+    assert dn.plan({}, {}) == dn.Plan()
+
+
+#
+# When to plan anew.
+#
+
+
+def test_replan_keeps_what_covers_and_fits():
+    masks = some_masks()
+    plan = dn.plan(masks, _LADDERS)
+    assert dn.replan(plan, masks, _LADDERS) is plan
+    assert dn.replan(plan, masks, _LADDERS, slack=0.0, headroom=0.0) is plan
+    # Within its bucket, and a little below.
+    assert dn.replan(plan, some_masks(27.0, 3.6, 12.9), _LADDERS) is plan
+    assert dn.replan(plan, some_masks(23.0, 4.0, 11.0), _LADDERS) is plan
+
+
+def test_replan_keeps_what_fits_exactly():
+    # It lies on no ladder, but covers the masks and is not larger than the tight plan.
+    masks = some_masks(33.0, 4.0, 11.0)
+    plan = dn.exact(masks)
+    assert dn.replan(plan, masks, _LADDERS) is plan
+
+
+def test_replan_grows_with_headroom():
+    plan = dn.plan(some_masks(32.0), _LADDERS)
+    assert plan["width"] == 32
+    # 39 active positions: in 40 without headroom, 43 with a tenth of it.
+    masks = some_masks(39.0)
+    assert counted(masks)["width"] == 39
+    grown = dn.replan(plan, masks, _LADDERS)
+    assert grown.changes(plan) == {"width": (32, 48)}
+    assert dn.replan(plan, masks, _LADDERS, headroom=0.0)["width"] == 40
+    assert dn.replan(plan, masks, _LADDERS, headroom=0.5)["width"] == 64
+    # Never beyond the capacity.
+    assert dn.replan(plan, some_masks(63.0), _LADDERS, headroom=3.0)["width"] == 64
+
+
+def test_replan_tightens_the_other_axes_when_it_has_to_grow():
+    plan = dn.Plan({"width": 64, "depth": 3, "kernel": 13})
+    grown = dn.replan(plan, some_masks(32.0, 5.0, 11.0), _LADDERS, headroom=0.0)
+    assert grown == dn.plan(some_masks(32.0, 5.0, 11.0), _LADDERS)
+
+
+def test_replan_shrinks_when_it_pays():
+    masks = {"width": some_masks(32.0)["width"]}
+    ladders = {"width": _LADDERS["width"]}
+    tight = dn.Plan({"width": 32})
+    for size, slack, kept in (
+        (40, 0.25, True),  # 40 / 32 = 1.25
+        (48, 0.25, False),
+        (48, 0.5, True),
+        (40, 0.2, False),
+        (40, 0.0, False),
+    ):
+        plan = dn.Plan({"width": size})
+        found = dn.replan(plan, masks, ladders, slack=slack)
+        assert (found is plan) if kept else (found == tight)
+
+
+def test_replan_weighs_all_axes():
+    # By default the mean of the ratios: (64/32 + 4/4 + 13/13) / 3 = 1.33.
+    masks = some_masks(32.0, 4.0, 11.0)
+    plan = dn.Plan({"width": 64, "depth": 4, "kernel": 13})
+    assert dn.replan(plan, masks, _LADDERS, slack=0.34) is plan
+    assert dn.replan(plan, masks, _LADDERS, slack=0.33) == dn.plan(masks, _LADDERS)
+
+
+def test_replan_by_cost():
+    masks = some_masks(32.0, 4.0, 11.0)
+    plan = dn.Plan({"width": 40, "depth": 4, "kernel": 13})
+    tight = dn.plan(masks, _LADDERS)
+    square = lambda sizes: jnp.array(sizes["width"] ** 2.0)  # 1.5625 times the tight one
+    other = lambda sizes: jnp.array(1.0 * sizes["depth"])  # the width costs nothing
+    assert dn.replan(plan, masks, _LADDERS) is plan
+    assert dn.replan(plan, masks, _LADDERS, cost=square) == tight
+    assert dn.replan(plan, masks, _LADDERS, cost=square, slack=0.57) is plan
+    assert dn.replan(plan, masks, _LADDERS, cost=other, slack=0.0) is plan
+
+
+@pytest.mark.parametrize("depth", (2.5, 3.2, 4.5))
+def test_replan_does_not_take_back_what_it_gave(depth):
+    # The masks have not moved: a second look must not cost a second compilation.
+    masks = {"depth": some_masks(depth=depth)["depth"]}
+    ladders = {"depth": _LADDERS["depth"]}
+    grown = dn.replan(dn.Plan({"depth": counted(masks)["depth"] - 1}), masks, ladders)
+    assert dn.replan(grown, masks, ladders) is grown
+
+
+@pytest.mark.parametrize("cost", (None, lambda s: jnp.array(1.0 * s["width"] * s["kernel"])))
+@few
+@hp.given(
+    start=sizes,
+    walk=st.lists(st.tuples(*[st.floats(-0.3, 0.3)] * 3), min_size=1, max_size=8),
+    slack=st.sampled_from([0.0, 0.25, 1.0]),
+    headroom=st.sampled_from([0.0, 0.1, 1.0]),
+)
+def test_replan_always_covers(cost, start, walk, slack, headroom):
+    capacities, least = (64, 8, 33), (7, 1.5, 2.1)
+    plan, now = dn.plan(some_masks(*start), _LADDERS), start
+    for steps in walk:
+        now = tuple(
+            min(max(size * (1 + step), low), high)
+            for size, step, low, high in zip(now, steps, least, capacities)
+        )
+        masks = some_masks(*now)
+        before, active = plan, counted(masks)
+        plan = dn.replan(before, masks, _LADDERS, slack=slack, headroom=headroom, cost=cost)
+        assert all(plan[axis] >= n for axis, n in active.items())
+        assert all(plan[axis] in ladder for axis, ladder in _LADDERS.items())
+        # Another plan only if the old one does not cover, or the new one is smaller.
+        if plan is not before and all(before[axis] >= n for axis, n in active.items()):
+            assert plan == dn.plan(masks, _LADDERS) != before
+
+
+@pytest.mark.parametrize("name", ("slack", "headroom"))
+@pytest.mark.parametrize("value", (-0.1, math.nan))
+def test_replan_errors(name, value):
+    masks = some_masks()
+    with pytest.raises(ValueError, match=f"`{name}` must be at least 0, got {value}"):
+        dn.replan(dn.Plan(), masks, _LADDERS, **{name: value})
+
+
+def test_replan_starts_from_nothing():
+    masks = some_masks()
+    assert dn.replan(dn.Plan(), masks, _LADDERS) == dn.plan(masks, _LADDERS)
