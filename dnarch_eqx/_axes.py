@@ -147,16 +147,28 @@ def declare(model: PyTree, where: Callable[[Any], Any], axes: Axes | Sequence[Ax
         found = len(nodes) if isinstance(nodes, Sequence) else "one node"
         raise ValueError(f"`where` gives {found} but `axes` has {len(axes)}: one each.")
     absent = {jtu.keystr(path) for path, leaf in leaves if leaf is None}
-    declared = {_path_of(node): spec for node, spec in zip(nodes, axes)}
+    declared: AxisMap = {}
+    for node, spec in zip(nodes, axes):
+        path = _path_of(node, [path for path, _ in leaves])
+        if path in declared:
+            raise ValueError(f"`where` gives {path!r} twice.")
+        declared[path] = spec
     return {path: spec for path, spec in declared.items() if path not in absent}
 
 
-def _path_of(node) -> str:
-    """The path of a node of the marked tree: what its leaves' paths have in common."""
-    for inner, leaf in jtu.tree_leaves_with_path(node):
-        if isinstance(leaf, _Path):
-            return jtu.keystr(leaf.keys[: len(leaf.keys) - len(inner)])
-    raise ValueError(f"`where` gives {node!r}, which is no node of `model` with arrays in it.")
+def _path_of(node, paths: list[tuple[Any, ...]]) -> str:
+    """The path of a node of the marked tree: the one above exactly its leaves."""
+    inner = jtu.tree_leaves_with_path(node)
+    if inner and all(isinstance(leaf, _Path) for _, leaf in inner):
+        key, leaf = inner[0]
+        above = leaf.keys[: len(leaf.keys) - len(key)]
+        below = [path for path in paths if path[: len(above)] == above]
+        if below == [leaf.keys for _, leaf in inner] == [(*above, *key) for key, _ in inner]:
+            return jtu.keystr(above)
+    raise ValueError(
+        f"`where` gives {node!r}, which is no node of `model`. Give as many "
+        "`axes` as nodes, and whole sequences of modules."
+    )
 
 
 #

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._axes import AxisMap, check
 from ._custom_types import Loss
-from ._masks import Masks
+from ._masks import AbstractMask, Masks
 from ._materialize import materialize
 from ._plan import check_covers, Plan
 from ._sizes import Budget, project
@@ -27,7 +27,7 @@ class State(eqx.Module):
     """All that training changes. Everything keeps its full shape whatever the plan."""
 
     model: PyTree
-    masks: Masks
+    masks: dict[str, AbstractMask]
     opt_state: PyTree
     step: Int[Array, ""]
 
@@ -115,7 +115,7 @@ class Learner:
         """
         check(model, self.axes, masks)
         opt_state = self._optim.init(eqx.filter((model, masks), eqx.is_inexact_array))
-        return State(model, masks, opt_state, jnp.zeros((), jnp.int32))
+        return State(model, dict(masks), opt_state, jnp.zeros((), jnp.int32))
 
     def step(
         self, state: State, batch: PyTree, plan: Plan, *, key: jax.Array | None = None

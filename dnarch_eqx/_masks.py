@@ -1,7 +1,7 @@
 import abc
 import functools as ft
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import equinox as eqx
@@ -90,7 +90,8 @@ class AbstractMask(eqx.Module):
         return self.extent(self() > 0)
 
 
-Masks: TypeAlias = dict[str, AbstractMask]
+# An immutable view: a dictionary, wherever masks are made.
+Masks: TypeAlias = Mapping[str, AbstractMask]
 
 
 class Sigmoid(AbstractMask):
@@ -348,7 +349,5 @@ def _names(name: str, given: Sequence[str], allowed: tuple[str, ...]) -> tuple[s
 
 def _bucket(bucket: int, capacity: int) -> int:
     if not 0 < bucket <= capacity:
-        raise ValueError(
-            f"A bucket must lie between 1 and the capacity {capacity}, got {bucket}."
-        )
+        raise ValueError(f"A bucket must lie between 1 and {capacity}, got {bucket}.")
     return bucket

@@ -155,8 +155,9 @@ class _Walk:
         if not isinstance(node, eqx.Module):
             return node
         dims = lambda field: self.layout.get(f"{path}.{field}")
+        starts = {axis: start for axis, (start, _) in self.values.items()}
         values = {axis: values for axis, (_, values) in self.values.items()}
-        return refit(node, Fit(path, dims, values, self.exact))
+        return refit(node, Fit(path, dims, values, starts, self.exact))
 
     def array(self, x: Array, dims: tuple[tuple[Part, ...], ...]) -> Array:
         if not any(part.axis in self.values for dim in dims for part in dim):

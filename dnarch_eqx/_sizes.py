@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ._custom_types import Cost, Sizes
-from ._masks import Masks
+from ._masks import AbstractMask, Masks
 from ._misc import as_float
 
 
@@ -26,7 +26,7 @@ def active(masks: Masks) -> dict[str, Int[Array, ""]]:
     return {axis: mask.active() for axis, mask in masks.items()}
 
 
-def project(masks: Masks) -> Masks:
+def project(masks: Masks) -> dict[str, AbstractMask]:
     """The masks with their parameters in the admissible range (Appx. E.1)."""
     return {axis: mask.project() for axis, mask in masks.items()}
 

@@ -4,9 +4,11 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -28,20 +30,24 @@ class CountedNorm(eqx.Module):
     eps: float = eqx.field(static=True)
     centred: bool = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "*shape"], *, key=None) -> Float[Array, "*shape"]:
+    def __call__(self, x: Float[Array, "*shape"], state: Any = None, *, key=None) -> Any:
         del key
         if x.shape != self.active.shape:
             raise ValueError(f"A norm over shape {self.active.shape} got shape {x.shape}.")
-        active = self.active.astype(x.dtype)
+        # In single precision at least, as the stock layers.
+        with jax.numpy_dtype_promotion("standard"):
+            dtype = jnp.result_type(x.dtype, jnp.float32)
+        active, h = self.active.astype(dtype), x.astype(dtype)
         count = jnp.sum(active)
         if self.centred:
-            x = x - jnp.sum(x * active) / count
-        out = x * lax.rsqrt(jnp.sum(x**2 * active) / count + self.eps)
+            h = h - jnp.sum(h * active) / count
+        out = h * lax.rsqrt(jnp.sum(h**2 * active) / count + self.eps)
         if self.weight is not None:
-            out = out * self.weight.astype(x.dtype)
+            out = out * self.weight.astype(dtype)
         if self.bias is not None:
-            out = out + self.bias.astype(x.dtype)
-        return out
+            out = out + self.bias.astype(dtype)
+        out = out.astype(x.dtype)
+        return out if state is None else (out, state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +59,17 @@ class Fit:
     path: str
     dims: Callable[[str], tuple[tuple[Part, ...], ...] | None]
     values: Mapping[str, Float[Array, " _"]]
+    starts: Mapping[str, int]
     exact: frozenset[str]
+
+    def within(self, stacked: int) -> "Fit":
+        """Without the leading dimensions of layers that are stacked, to be scanned."""
+
+        def dims(field: str) -> tuple[tuple[Part, ...], ...] | None:
+            whole = self.dims(field)
+            return None if whole is None else whole[stacked:]
+
+        return dataclasses.replace(self, dims=dims)
 
     def learned(self, field: str, dim: int) -> tuple[Part, ...]:
         """The learned parts of a dimension."""
@@ -94,7 +110,7 @@ def replace(module: eqx.Module, **fields) -> eqx.Module:
 
 
 def _linear(layer: eqx.nn.Linear, fit: Fit) -> eqx.Module:
-    out, in_ = layer.weight.shape
+    out, in_ = layer.weight.shape[-2:]
     scalar = lambda old, new: old if old == "scalar" else new
     return replace(
         layer,
@@ -122,7 +138,9 @@ def _mlp(layer: eqx.nn.MLP, fit: Fit) -> eqx.Module:
 
 
 def _conv(layer: eqx.nn.Conv, fit: Fit) -> eqx.Module:
-    out, in_, *kernel = layer.weight.shape
+    stacked = layer.weight.ndim - layer.num_spatial_dims - 2
+    fit = fit.within(stacked)
+    out, in_, *kernel = layer.weight.shape[stacked:]
     groups, in_channels = layer.groups, in_
     if groups > 1 and (fit.learned("weight", 0) or fit.learned("weight", 1)):
         if not groups == layer.in_channels == layer.out_channels:
@@ -134,20 +152,22 @@ def _conv(layer: eqx.nn.Conv, fit: Fit) -> eqx.Module:
     elif groups > 1:
         in_channels = in_ * groups
     padding = layer.padding
-    for i, (old, new) in enumerate(zip(layer.kernel_size, kernel)):
-        # A centred crop reads as many samples less on either side.
-        less = (old - new) // 2 * layer.dilation[i]
-        if not isinstance(padding, str):
-            padding = tuple(
-                (lo - less, hi - less) if i == j else (lo, hi)
-                for j, (lo, hi) in enumerate(padding)
+    learned = [fit.learned("weight", 2 + i) for i in range(layer.num_spatial_dims)]
+    if any(learned):
+        starts = [fit.starts[parts[0].axis or ""] if parts else 0 for parts in learned]
+        # The taps that are left read the same samples as before.
+        padding = tuple(
+            (lo - start * dilation, hi - (old - start - new) * dilation)
+            for (lo, hi), start, old, new, dilation in zip(
+                _padding(layer, layer.kernel_size, fit),
+                starts,
+                layer.kernel_size,
+                kernel,
+                layer.dilation,
             )
-        elif fit.learned("weight", 2 + i) and layer.stride[i] > 1:
-            raise fit.refuse(
-                f"its kernel extent is learned, its stride is {layer.stride[i]} and its "
-                f"padding {padding!r}, which then moves with the extent: give the padding as "
-                "numbers."
-            )
+        )
+        if isinstance(layer.padding, str) and padding == _padding(layer, kernel, fit):
+            padding = layer.padding
     return replace(
         layer,
         in_channels=in_channels,
@@ -158,10 +178,30 @@ def _conv(layer: eqx.nn.Conv, fit: Fit) -> eqx.Module:
     )
 
 
+def _padding(
+    layer: eqx.nn.Conv, kernel: Sequence[int], fit: Fit
+) -> tuple[tuple[int, int], ...]:
+    """What the padding of the layer amounts to, for a kernel of this size."""
+    if not isinstance(layer.padding, str):
+        return tuple(layer.padding)
+    if layer.padding == "VALID":
+        return ((0, 0),) * layer.num_spatial_dims
+    if max(layer.stride) > 1:
+        raise fit.refuse(
+            f"a kernel extent is learned, the stride is {layer.stride} and the padding "
+            f"{layer.padding!r} would move with the extent: give the padding as numbers."
+        )
+    totals = [(k - 1) * d for k, d in zip(kernel, layer.dilation)]
+    less = [(total // 2, total - total // 2) for total in totals]
+    return tuple((b, a) if layer.padding == "SAME_LOWER" else (a, b) for a, b in less)
+
+
 def _conv_transpose(layer: eqx.nn.ConvTranspose, fit: Fit) -> eqx.Module:
-    out, in_, *kernel = layer.weight.shape
-    learned = any(fit.learned("weight", i) for i in range(layer.weight.ndim))
-    if learned and (layer.groups > 1 or tuple(kernel) != layer.kernel_size):
+    stacked = layer.weight.ndim - layer.num_spatial_dims - 2
+    fit = fit.within(stacked)
+    out, in_ = layer.weight.shape[stacked : stacked + 2]
+    learned = [i for i in range(layer.num_spatial_dims + 2) if fit.learned("weight", i)]
+    if learned and (layer.groups > 1 or max(learned) > 1):
         raise fit.refuse(
             "grouped channels and kernel extents of a ConvTranspose are not learnable."
         )
@@ -169,7 +209,7 @@ def _conv_transpose(layer: eqx.nn.ConvTranspose, fit: Fit) -> eqx.Module:
 
 
 def _embedding(layer: eqx.nn.Embedding, fit: Fit) -> eqx.Module:
-    number, size = layer.weight.shape
+    number, size = layer.weight.shape[-2:]
     return replace(layer, num_embeddings=number, embedding_size=size)
 
 
@@ -179,16 +219,23 @@ def _norm(layer: eqx.nn.LayerNorm | eqx.nn.RMSNorm, fit: Fit) -> eqx.Module:
     dims = fit.dims(field)
     if affine is None or dims is None:
         return layer
-    learned = {part.axis for i in range(affine.ndim) for part in fit.learned(field, i)}
+    stacked = affine.ndim - len(layer.shape)
+    fit = fit.within(stacked)
+    shape = affine.shape[stacked:]
+    learned = {part.axis for i in range(len(shape)) for part in fit.learned(field, i)}
     if learned <= fit.exact:
-        return replace(layer, shape=affine.shape)
+        return replace(layer, shape=shape)
+    active = jnp.broadcast_to(fit.active(dims[stacked:]), affine.shape)
     centred = isinstance(layer, eqx.nn.LayerNorm)
-    return CountedNorm(layer.weight, layer.bias, fit.active(dims), layer.eps, centred)
+    return CountedNorm(layer.weight, layer.bias, active, layer.eps, centred)
 
 
 def _group_norm(layer: eqx.nn.GroupNorm, fit: Fit) -> eqx.Module:
+    if layer.weight is None:
+        return layer
+    fit = fit.within(layer.weight.ndim - 1)
     dims = fit.dims("weight")
-    if layer.weight is None or dims is None or not fit.learned("weight", 0):
+    if dims is None or not fit.learned("weight", 0):
         return layer
     per_group = (layer.channels or 0) // layer.groups
     parts = dims[0] if len(dims[0]) > 1 else (*dims[0], Part(None, 1))
@@ -198,11 +245,12 @@ def _group_norm(layer: eqx.nn.GroupNorm, fit: Fit) -> eqx.Module:
             f"slice would mix. Learn whole groups: `fused(axis, {per_group})`."
         )
     groups = fit.size(parts[0])
-    return replace(layer, groups=groups, channels=layer.weight.shape[0])
+    return replace(layer, groups=groups, channels=layer.weight.shape[-1])
 
 
 def _attention(layer: eqx.nn.MultiheadAttention, fit: Fit) -> eqx.Module:
     query, key, value = layer.query_proj, layer.key_proj, layer.value_proj
+    fit = fit.within(query.weight.ndim - 2)
     heads, qk, vo = layer.num_heads, layer.qk_size, layer.vo_size
     parts = {}
     for name, width in (("query_proj", qk), ("key_proj", qk), ("value_proj", vo)):
@@ -215,7 +263,8 @@ def _attention(layer: eqx.nn.MultiheadAttention, fit: Fit) -> eqx.Module:
             )
         parts[name] = (Part(None, heads), Part(None, width)) if len(dim) == 1 else dim
     head, width = parts["query_proj"]
-    if [part.axis for part in parts["key_proj"]] != [head.axis, width.axis]:
+    learned = [part.axis for part in (head, width) if fit.mask(part) is not None]
+    if learned != [part.axis for part in parts["key_proj"] if fit.mask(part) is not None]:
         raise fit.refuse("`query_proj` and `key_proj` must lie on the same axes.")
     mask = fit.mask(width)
     if mask is not None and width.axis not in fit.exact:
@@ -239,6 +288,7 @@ def _attention(layer: eqx.nn.MultiheadAttention, fit: Fit) -> eqx.Module:
 
 def _recurrent(gates: int):
     def refit(layer: eqx.nn.GRUCell | eqx.nn.LSTMCell, fit: Fit) -> eqx.Module:
+        fit = fit.within(layer.weight_ih.ndim - 2)
         for field in ("weight_ih", "weight_hh", "bias"):
             dims = fit.dims(field)
             if dims is not None and fit.learned(field, 0) and dims[0][0] != Part(None, gates):
@@ -248,8 +298,8 @@ def _recurrent(gates: int):
                 )
         return replace(
             layer,
-            input_size=layer.weight_ih.shape[1],
-            hidden_size=layer.weight_hh.shape[1],
+            input_size=layer.weight_ih.shape[-1],
+            hidden_size=layer.weight_hh.shape[-1],
         )
 
     return refit

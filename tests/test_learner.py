@@ -54,7 +54,7 @@ def axes_of(net):
     return dn.declare(net, lambda m: [node(m) for node in declared], list(declared.values()))
 
 
-def masks_of(size: float = 14.0) -> dn.Masks:
+def masks_of(size: float = 14.0) -> dict[str, dn.AbstractMask]:
     return {
         "h0": dn.Sigmoid(24, size=size, temperature=10.0),
         "h1": dn.Sigmoid(24, size=size - 3, temperature=16.0),

@@ -1184,7 +1184,7 @@ REFUSED = {
     "stride and SAME": (
         conv(padding="SAME", stride=2),
         {".weight": Axes(None, None, gated("k"))},
-        "its kernel extent is learned, its stride is 2 and its padding 'SAME'",
+        "a kernel extent is learned, the stride is .2,. and the padding 'SAME'",
     ),
     "transposed extent": (
         lambda key: eqx.nn.ConvTranspose1d(2, 2, 5, key=key),

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from .._axes import Axes, AxisMap, gated
 from .._custom_types import Cost, Sizes
-from .._masks import Gaussian, Masks, Sigmoid
+from .._masks import AbstractMask, Gaussian, Masks, Sigmoid
 from .._materialize import freeze
 from .._misc import as_float
 from .._plan import buckets as _buckets, every, geometric, Ladder, odd, Plan, smooth
@@ -46,7 +46,7 @@ def dnarch(
     stream: bool = False,
     key: jax.Array,
     **ccnn: Any,
-) -> tuple[CCNN, Masks]:
+) -> tuple[CCNN, dict[str, AbstractMask]]:
     """`DNArch_{learn}(CCNN_base)`: a CCNN at its capacities, and the masks that start it as
     the base network (Appx. E.1).
 
@@ -80,7 +80,7 @@ def dnarch(
         key=key,
         **ccnn,
     )
-    masks: Masks = {}
+    masks: dict[str, AbstractMask] = {}
     if "K" in learn:
         masks |= kernel_masks(model, sigma=sigma)
     if "R" in learn:
@@ -92,7 +92,7 @@ def dnarch(
     return model, masks
 
 
-def kernel_masks(model: CCNN, *, sigma: float = 0.5) -> Masks:
+def kernel_masks(model: CCNN, *, sigma: float = 0.5) -> dict[str, AbstractMask]:
     """K: a Gaussian mask on the extents of every block's kernel, a spatial axis each."""
     return {
         gate.axis: Gaussian(gate.size, sigma=sigma)
@@ -101,7 +101,7 @@ def kernel_masks(model: CCNN, *, sigma: float = 0.5) -> Masks:
     }
 
 
-def resolution_masks(model: CCNN, *, temperature: float = 25.0) -> Masks:
+def resolution_masks(model: CCNN, *, temperature: float = 25.0) -> dict[str, AbstractMask]:
     """R: a sigmoid mask on the frequencies of every block, a spatial axis each. They start
     at the input's resolution, with the highest frequency weighted 0.85.
     """
@@ -114,7 +114,7 @@ def resolution_masks(model: CCNN, *, temperature: float = 25.0) -> Masks:
 
 def width_masks(
     model: CCNN, size: float, *, temperature: float = 25.0, stream: bool = False
-) -> Masks:
+) -> dict[str, AbstractMask]:
     """W: a sigmoid mask on the input, middle and output channels of every block, and with
     `stream` on those of the residual stream. They start at `size`.
     """
@@ -124,7 +124,9 @@ def width_masks(
     return {name: Sigmoid(capacity, size=size, temperature=temperature) for name in names}
 
 
-def depth_masks(model: CCNN, size: float, *, temperature: float = 8.0) -> Masks:
+def depth_masks(
+    model: CCNN, size: float, *, temperature: float = 8.0
+) -> dict[str, AbstractMask]:
     """D: a sigmoid mask on the blocks, which starts at `size`."""
     return {"depth": Sigmoid(len(model.blocks), size=size, temperature=temperature)}
 

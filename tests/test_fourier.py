@@ -1,0 +1,239 @@
+import itertools as it
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import _FAST, close, noise, outcome
+
+import dnarch_eqx as dn
+from dnarch_eqx.nn import fourier_convolution, resize, spatial_convolution
+
+
+# Both references are matrices, one an axis, written down from the definitions in float64:
+# no transform, and no library, has a part in them.
+
+
+def convolution(k, n, values=None):
+    """The matrices, of shape (taps, outputs, inputs), of the linear convolution with a
+    kernel of `k` taps; with `values`, then low-passed to as many samples.
+
+    A filter of M of N frequencies works on a period of 1.5 N (M and N even) or 2 N: its
+    factors are given at multiples of 1 / 2N, are linear in between, and vanish from M on.
+    """
+    centre = k // 2
+    if values is None:
+        taps, out, in_ = np.ogrid[:k, :n, :n]
+        return np.asarray(out == in_ + taps - centre, float)
+    m = len(values)
+    p = 3 * n // 2 if m % 2 == n % 2 == 0 else 2 * n
+    taps, out, in_ = np.ogrid[:k, :p, :n]
+    full = np.asarray(out == (in_ + taps - centre) % p, float)
+    below = np.arange(p)[np.arange(p) / p < m / (2 * n)]  # half the new sampling rate
+    # The factors as a matrix on `values`: hat functions.
+    hats = np.clip(1 - np.abs(below[:, None] * 2 * n / p - np.arange(m)), 0, 1)
+    turns = below * (np.arange(m)[:, None, None] * n / m - np.arange(p)[:, None]) / p
+    waves = np.cos(2 * np.pi * turns) * np.where(below == 0, 1, 2) / p
+    low_pass = np.einsum("ipq,qv->ipv", waves, hats)
+    return jnp.einsum("ipv,v,kpn->kin", low_pass, values, full)
+
+
+def interpolation(m, n):
+    """The matrix of the trigonometric polynomial through `m` samples, read at `n` points."""
+    if m == n:
+        return np.eye(n)
+    q = np.arange(1, (m + 1) // 2)
+    turns = np.arange(n)[:, None, None] / n - np.arange(m)[:, None] / m
+    return (1 + 2 * np.cos(2 * np.pi * turns * q).sum(-1)) / m
+
+
+def joint(matrices, letters):
+    """Matrices of several axes as one, of all positions."""
+    out = matrices[0]
+    for other in matrices[1:]:
+        out = jnp.einsum(f"{letters},{letters.upper()}->{_mixed(letters)}", out, other)
+        out = out.reshape([math.prod(out.shape[i : i + 2]) for i in range(0, out.ndim, 2)])
+    return out
+
+
+def _mixed(letters):
+    return "".join(a + a.upper() for a in letters)
+
+
+def by_hand(x, kernel, low_pass):
+    matrices = [
+        jnp.asarray(convolution(k, n, values), x.dtype)
+        for k, n, values in zip(kernel.shape[1:], x.shape[1:], low_pass)
+    ]
+    flat = lambda a: a.reshape(a.shape[0], -1)
+    out = jnp.einsum("kin,ck,cn->ci", joint(matrices, "kin"), flat(kernel), flat(x))
+    return out.reshape(x.shape[0], *(matrix.shape[1] for matrix in matrices))
+
+
+def run(method, *args):
+    """Compiled at once and cheaply: faster than operation by operation."""
+    return jax.jit(method, compiler_options=_FAST)(*args)
+
+
+def direct(x, kernel):
+    """y[n] = sum_t kernel[centre + t] x[n - t], a loop over the taps."""
+    x, kernel = np.asarray(x), np.asarray(kernel)
+    half = [k // 2 for k in kernel.shape[1:]]
+    padded = np.pad(x, [(0, 0), *((h, h) for h in half)])
+    out = np.zeros_like(x)
+    for tap in it.product(*(range(k) for k in kernel.shape[1:])):
+        window = [slice(2 * h - t, 2 * h - t + n) for h, t, n in zip(half, tap, x.shape[1:])]
+        weights = kernel[(slice(None), *tap)]
+        out += weights.reshape(-1, *(1,) * len(tap)) * padded[(slice(None), *window)]
+    return out
+
+
+@pytest.mark.parametrize("n", (6, 7))
+def test_every_kernel_extent(n, getkey, x64):
+    x = noise(getkey(), 2, n)
+    for k in range(1, n + 2, 2):
+        kernel = noise(getkey(), 2, k)
+        wanted = direct(x, kernel)
+        close(run(fourier_convolution, x, kernel, [None]), wanted, what=f"{k} taps")
+        close(run(by_hand, x, kernel, [None]), wanted, what="the references")
+
+
+@pytest.mark.parametrize(
+    "space, window",
+    (
+        ((6, 5), (7, 5)),
+        ((6, 5), (1, 3)),
+        ((5, 6), (5, 7)),
+        ((4, 3, 5), (5, 3, 1)),
+        ((3, 4, 2), (3, 5, 3)),
+    ),
+)
+def test_convolution_of_several_axes(space, window, getkey, x64):
+    x, kernel = noise(getkey(), 2, *space), noise(getkey(), 2, *window)
+    wanted = direct(x, kernel)
+    none = [None] * len(space)
+    close(run(fourier_convolution, x, kernel, none), wanted)
+    close(run(spatial_convolution, x, kernel, none), wanted)
+
+
+@pytest.mark.parametrize(
+    "space, window, reduced",
+    (
+        ((12,), (13,), (6,)),
+        ((12,), (1,), (12,)),
+        ((12,), (5,), (7,)),
+        ((9,), (9,), (4,)),
+        ((9,), (3,), (9,)),
+        ((9,), (9,), (1,)),
+        ((6, 8), (7, 9), (4, 6)),
+        ((6, 5), (5, 3), (6, 3)),
+        ((5, 6), (5, 7), (None, 4)),
+        ((6, 7), (3, 7), (3, None)),
+        ((4, 3, 6), (5, 1, 3), (2, None, 4)),
+        ((4, 4, 4), (3, 5, 1), (4, 2, 4)),
+    ),
+)
+def test_filtered_convolution(space, window, reduced, getkey, x64):
+    """Both methods, values and gradients, against matrices."""
+    x, kernel = noise(getkey(), 2, *space), noise(getkey(), 2, *window)
+    low_pass = tuple(None if m is None else noise(getkey(), m) for m in reduced)
+    wanted = outcome(lambda args, _: by_hand(*args), (x, kernel, low_pass), {})
+    assert wanted[0].shape == (2, *(n if m is None else m for n, m in zip(space, reduced)))
+    for method in (fourier_convolution, spatial_convolution):
+        got = outcome(lambda args, _: method(*args), (x, kernel, low_pass), {})
+        close(got, wanted, what=method.__name__)
+
+
+def test_float32_is_as_precise(getkey):
+    x, kernel = noise(getkey(), 3, 60), noise(getkey(), 3, 61) / 8
+    low_pass = [dn.Sigmoid(60, size=30.0)(40)]
+    wanted = np.asarray(run(by_hand, x, kernel, low_pass), np.float32)
+    close(run(fourier_convolution, x, kernel, low_pass), wanted)
+    close(run(spatial_convolution, x, kernel, low_pass), wanted)
+
+
+@pytest.mark.parametrize("method", (fourier_convolution, spatial_convolution))
+def test_a_bucket_does_not_change_the_samples(method, getkey, x64):
+    """The linear parts are the same function at every even resolution that holds the mask:
+    contract 1 on resolutions."""
+    n = 24
+    mask = dn.Sigmoid(n, size=9.5, temperature=15.0)
+    tight = int(mask.active())
+    assert tight <= 10
+    x, kernel = noise(getkey(), 2, n), noise(getkey(), 2, n + 1)
+    outs = {m: run(method, x, kernel, [mask(m)]) for m in (10, 12, 18, 24)}
+    for m1, m2 in it.combinations(outs, 2):
+        common = math.gcd(m1, m2)
+        assert common >= 2
+        a, b = (outs[m][:, :: m // common] for m in (m1, m2))
+        assert np.max(np.abs(a)) > 0.1
+        close(a, b, what=f"{m1} and {m2}")
+
+
+def test_a_bucket_does_not_change_the_samples_in_2d(getkey, x64):
+    masks = dn.Sigmoid(12, size=4.0, temperature=12.0), dn.Sigmoid(8, size=3.5)
+    assert [int(mask.active()) for mask in masks] == [4, 4]
+    x, kernel = noise(getkey(), 2, 12, 8), noise(getkey(), 2, 13, 9)
+    at = lambda *ms: run(fourier_convolution, x, kernel, [f(m) for f, m in zip(masks, ms)])
+    full = at(12, 8)
+    for m1, m2 in ((4, 4), (6, 4), (4, 8), (12, 4)):
+        close(at(m1, m2), full[:, :: 12 // m1, :: 8 // m2], what=f"{m1} x {m2}")
+
+
+@pytest.mark.parametrize("n, m", ((96, 48), (96, 47), (95, 48), (95, 47), (96, 96), (95, 95)))
+def test_band_limited_signals_are_sampled(n, m, x64):
+    """FACTS 10.4: a cropped spectrum, times the ratio of the lengths, gives the samples of a
+    band-limited signal on the coarser grid. A bump whose spectrum and ends are below 1e-12.
+    """
+    bump = lambda t: np.exp(-((t - 47.3) ** 2) / 72) * np.cos(0.3 * t)
+    x = jnp.asarray(bump(np.arange(n)))[None]
+    delta = jnp.asarray([[0.0, 1.0, 0.0]])
+    wanted = bump(np.arange(m) * n / m)[None]
+    close(run(fourier_convolution, x, delta, [jnp.ones(m)]), wanted)
+    close(run(spatial_convolution, x, delta, [jnp.ones(m)]), wanted)
+
+
+@pytest.mark.parametrize("m1, m2", ((5, 3), (4, 6), (5, 6), (8, 9), (None, 4)))
+def test_crop_commutes_with_transposition(m1, m2, getkey, x64):
+    x, kernel = noise(getkey(), 2, 8, 9), noise(getkey(), 2, 7, 9)
+    low_pass = [None if m is None else 1 + 0.2 * noise(getkey(), m) for m in (m1, m2)]
+    swapped = lambda a: jnp.swapaxes(a, 1, 2)
+    got = run(fourier_convolution, swapped(x), swapped(kernel), low_pass[::-1])
+    close(swapped(got), run(fourier_convolution, x, kernel, low_pass))
+
+
+def test_resize_to_the_same_size_is_the_identity(getkey):
+    x = noise(getkey(), 2, 5, 6)
+    np.testing.assert_array_equal(resize(x, (5, 6)), x)
+    assert resize(x, (5, 6)) is x, "no transform"
+
+
+@pytest.mark.parametrize("m", (7, 8))
+@pytest.mark.parametrize("n", (12, 13))
+def test_resize_interpolates(m, n, getkey, x64):
+    """Exactly the periodic signals of frequencies below half the coarser rate (FACTS 10.4)."""
+    amplitude, phase = np.asarray(noise(getkey(), 2, 4)), np.asarray(noise(getkey(), 2, 4))
+
+    def signal(samples):
+        t = np.arange(samples)[:, None] / samples
+        return np.sum(
+            amplitude[:, None] * np.cos(2 * np.pi * t * np.arange(4) + phase[:, None]), -1
+        )
+
+    close(resize(jnp.asarray(signal(m)), (n,)), signal(n))
+
+
+@pytest.mark.parametrize(
+    "coarse, fine", (((7,), (12,)), ((8,), (13,)), ((1,), (5,)), ((2,), (6,)), ((4, 3), (6, 5)))
+)
+def test_resize_against_matrices(coarse, fine, getkey, x64):
+    """White noise too: values, and gradients by the transposed matrix."""
+    x = noise(getkey(), 2, *coarse)
+    matrix = joint([interpolation(m, n) for m, n in zip(coarse, fine)], "im")
+    reference = lambda x: (x.reshape(2, -1) @ jnp.asarray(matrix).T).reshape(2, *fine)
+    got, back = jax.vjp(lambda x: resize(x, fine), x)
+    wanted, back_wanted = jax.vjp(reference, x)
+    close(got, wanted)
+    along = noise(getkey(), 2, *fine)
+    close(back(along), back_wanted(along))
