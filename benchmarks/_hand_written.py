@@ -29,7 +29,11 @@ def init(key, *, length, channels, classes, depth, width, stream, hidden=128):
         b["head"]["w"] /= math.sqrt(length + 1)
     return {
         "frequencies": jr.normal(next(keys), (hidden,)),
-        "generator": [linear(2 * hidden, hidden), linear(hidden, hidden), linear(hidden, hidden)],
+        "generator": [
+            linear(2 * hidden, hidden),
+            linear(hidden, hidden),
+            linear(hidden, hidden),
+        ],
         "encoder": linear(channels, stream),
         "encoder_norm": norm(stream),
         "blocks": blocks,

@@ -145,6 +145,14 @@ class Learner:
         self._calls += 1
         return out
 
+    def lower(
+        self, state: State, batch: PyTree, plan: Plan, *, key: jax.Array | None = None
+    ) -> jax.stages.Lowered:
+        """The step under a plan, traced but not run: for its memory, operations and text.
+        Takes what [`dnarch_eqx.Learner.step`][] takes.
+        """
+        return self._compiled.lower(state, batch, plan, key).lowered  # pyright: ignore
+
     def network(self, state: State, plan: Plan) -> PyTree:
         """The network that trains under this plan, in inference mode: an ordinary module,
         to be evaluated as any other.
