@@ -3,6 +3,7 @@ from importlib.metadata import version as _version
 from . import nn as nn
 from ._axes import (
     Axes as Axes,
+    AxisMap as AxisMap,
     capacities as capacities,
     check as check,
     declare as declare,

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._axes import AxisMap, check
@@ -18,6 +19,7 @@ from ._masks import AbstractMask, Masks
 from ._materialize import materialize
 from ._plan import check_covers, Plan
 from ._sizes import Budget, project
+from ._stock import replace
 
 
 _Model = TypeVar("_Model")
@@ -242,20 +244,47 @@ def adamw(
         model, masks = params
         return (
             jtu.tree_map(lambda x: "decay" if decays(x) else "plain", model),
-            jtu.tree_map(lambda _: "mask", masks),
+            {
+                axis: replace(
+                    mask, **{f: "mask" if f in mask.learn else "fixed" for f in _arrays(mask)}
+                )
+                for axis, mask in masks.items()
+            },
         )
 
     partition = optax.partition(
         {
             "decay": optax.adamw(schedule(learning_rate), weight_decay=weight_decay),
             "plain": optax.adam(schedule(learning_rate)),
-            "mask": optax.adam(schedule(learning_rate * mask_rate)),
+            "mask": _as_vector(optax.adam(schedule(learning_rate * mask_rate))),
+            "fixed": optax.set_to_zero(),
         },
         labels,
     )
     return (
         partition if clip is None else optax.chain(optax.clip_by_global_norm(clip), partition)
     )
+
+
+def _as_vector(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on all parameters as one vector: dozens of scalars would take as long to compile
+    as a network. (`optax.flatten` does not take an empty tree: no masks.)
+    """
+
+    def init(params: Any) -> Any:
+        return inner.init(ravel_pytree(params)[0])
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        flat, unravel = ravel_pytree(updates)
+        flat_params = None if params is None else ravel_pytree(params)[0]
+        flat, state = inner.update(flat, state, flat_params)
+        return unravel(flat), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _arrays(mask: AbstractMask) -> list[str]:
+    return [f.name for f in dataclasses.fields(mask) if not f.metadata.get("static")]
 
 
 def predict(

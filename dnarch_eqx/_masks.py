@@ -35,6 +35,7 @@ class AbstractMask(eqx.Module):
 
     capacity: eqx.AbstractVar[int]
     threshold: eqx.AbstractVar[float]
+    learn: eqx.AbstractVar[tuple[str, ...]]
 
     @abc.abstractmethod
     def coordinates(self) -> np.ndarray:

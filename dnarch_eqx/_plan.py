@@ -176,15 +176,18 @@ def exact(masks: Masks) -> Plan:
     return Plan({axis: max(n, 1) for axis, n in counts(masks).items()})
 
 
-def plan(masks: Masks, buckets: Mapping[str, Ladder]) -> Plan:
+def plan(masks: Masks, buckets: Mapping[str, Ladder], *, headroom: float = 0.0) -> Plan:
     """The smallest plan that covers the masks. On the host.
 
     **Arguments:**
 
     - `masks`: the masks, not traced.
     - `buckets`: the ladders. An axis without one is at its capacity.
+    - `headroom`: how many more positions than the active ones every bucket is to hold, as a
+        share of them (rounded down: a depth of 4 has none at 0.1).
     """
-    return _fit(counts(masks), masks, buckets)
+    _at_least("headroom", headroom, 0)
+    return _fit(counts(masks), masks, buckets, headroom)
 
 
 def replan(
@@ -202,11 +205,12 @@ def replan(
     **Arguments:**
 
     - `plan`, `masks`, `buckets`: the present plan, masks and ladders.
-    - `slack`: how much larger than a plan with headroom the present one may be before it
-        is given up for a tight one: 0.25 is 25 %.
-    - `headroom`: how much room beyond its active count an axis that has to grow is given,
-        so that one that goes on growing does not cross the next boundary at once. With
-        `slack` and `headroom` at 0 every plan is tight.
+    - `slack`: how much larger than a new plan the present one may be before it is given up
+        although it covers: 0.25 is 25 %.
+    - `headroom`: of the new plan, see [`dnarch_eqx.plan`][]. Since all axes share a
+        compilation, all are given some when one has to grow: those that grow together
+        then do not cross their boundaries one by one. With `slack` and `headroom` at 0
+        every plan is tight.
     - `cost`: by what "larger" is measured. By default the mean over the axes of their
         buckets' ratios.
 
@@ -217,18 +221,15 @@ def replan(
     _at_least("slack", slack, 0)
     _at_least("headroom", headroom, 0)
     now = counts(masks)
-    more = {axis: math.ceil(n * (1 + headroom)) for axis, n in now.items()}
+    new = _fit(now, masks, buckets, headroom)
     present = {axis: plan.get(axis, mask.capacity) for axis, mask in masks.items()}
-    growing = {axis: more[axis] for axis in now if now[axis] > present[axis]}
-    if growing:
-        return _fit(now | growing, masks, buckets)
-    # Measured by the plan with headroom, so that what an axis was given is not taken back.
-    roomy = _fit(more, masks, buckets)
+    if any(now[axis] > present[axis] for axis in now):
+        return new
     if cost is None:
-        excess = sum(present[axis] / roomy[axis] for axis in now) / max(len(now), 1)
+        excess = sum(present[axis] / new[axis] for axis in now) / max(len(now), 1)
     else:
-        excess = float(cost(present)) / float(cost(roomy))
-    return _fit(now, masks, buckets) if excess > 1 + slack else plan
+        excess = float(cost(present)) / float(cost(new))
+    return new if excess > 1 + slack else plan
 
 
 def check_covers(plan: Mapping[str, int], masks: Masks) -> None:
@@ -246,14 +247,17 @@ def check_covers(plan: Mapping[str, int], masks: Masks) -> None:
         )
 
 
-def _fit(now: Mapping[str, int], masks: Masks, buckets: Mapping[str, Ladder]) -> Plan:
+def _fit(
+    now: Mapping[str, int], masks: Masks, buckets: Mapping[str, Ladder], headroom: float
+) -> Plan:
     if unknown := set(buckets) - set(masks):
         raise ValueError(f"`buckets` names axes without a mask: {sorted(unknown)}.")
     sizes = {}
     for axis, n in now.items():
         ladder = buckets.get(axis, (masks[axis].capacity,))
         _check_ladder(axis, ladder, masks[axis])
-        sizes[axis] = next((size for size in ladder if size >= n), ladder[-1])
+        wanted = math.floor(n * (1 + headroom))
+        sizes[axis] = next((size for size in ladder if size >= wanted), ladder[-1])
     return Plan(sizes)
 
 

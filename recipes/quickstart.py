@@ -36,20 +36,22 @@ class Config:
 
     depth: int = 4
     """Blocks of the base network; twice as many can be learned."""
-    width: int = 24
+    width: int = 16
     """Channels of the base network; twice as many can be learned."""
     omega_0: float = 10.0
     """The prior on the kernels' frequencies."""
     sigma: float = 0.3
     """What the kernels' masks start at, in units of half the image."""
-    steps: int = 500
+    steps: int = 300
     batch_size: int = 64
-    learning_rate: float = 0.01
+    learning_rate: float = 0.02
     mask_rate: float = 1.0
     """The learning rate of the masks over that of the weights."""
     weight_decay: float = 0.01
     budget_weight: float = 1.0
     """What a complexity off its target costs."""
+    headroom: float = 0.2
+    """How much room a plan leaves for growth. Compiling takes longer here than the steps."""
     seed: int = 0
     out: Path = Path("out/quickstart")
     """Where pictures and the deployed network are written."""
@@ -151,13 +153,18 @@ def train(config: Config, digits: Digits, name: str, learn: str, shrink: bool = 
     learner = dn.Learner(loss, optim, nn.axes(model), budget)
     state = learner.init(model, masks)
 
-    buckets = nn.buckets(masks, ratio=1.3) if shrink else dn.buckets(masks, dn.full())
-    plan = dn.plan(masks, buckets)
+    buckets = nn.buckets(masks, multiple=4) if shrink else dn.buckets(masks, dn.full())
+    plan = dn.plan(masks, buckets, headroom=config.headroom)
     seconds, auxes, history = [], [], []
-    bar = tqdm(zip(range(config.steps), digits.batches(config.batch_size, config.seed)), name)
+    bar = tqdm(
+        zip(range(config.steps), digits.batches(config.batch_size, config.seed)),
+        name,
+        total=config.steps,
+        mininterval=1.0,
+    )
     for i, batch in bar:
         compiled, start = len(learner.compilations), time.perf_counter()
-        plan = dn.replan(plan, state.masks, buckets)
+        plan = dn.replan(plan, state.masks, buckets, headroom=config.headroom)
         state, aux = learner.step(state, batch, plan)
         jax.block_until_ready(state)
         if len(learner.compilations) == compiled:

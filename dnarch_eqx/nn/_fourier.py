@@ -107,11 +107,12 @@ def filter_factors(values: Float[Array, " kept"], n: int) -> Float[Array, " freq
     m = values.shape[0]
     p = period(n, m)
     # (p m / n + 1) // 2 frequencies lie below half the sampling rate of the smaller grid.
-    at = np.arange((p * m // n + 1) // 2) * (2 * n / p)
-    low = np.floor(at).astype(int)
-    fraction = jnp.asarray(at - low, values.dtype)
+    position = np.arange((p * m // n + 1) // 2) * (2 * n / p)
+    low = np.floor(position).astype(int)
+    fraction = jnp.asarray(position - low, values.dtype)
     values = jnp.append(values, jnp.zeros(1, values.dtype))
-    return values[low] * (1 - fraction) + values[low + 1] * fraction
+    at = lambda i: values.at[i].get(indices_are_sorted=True, unique_indices=True)
+    return at(low) * (1 - fraction) + at(low + 1) * fraction
 
 
 def fourier_convolution(
