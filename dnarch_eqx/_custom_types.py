@@ -2,12 +2,12 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 
 # Axis name -> continuous size. Plain floats are fine too: a cost may be asked of a
 # wanted architecture, written by hand.
-Sizes: TypeAlias = Mapping[str, Float[Array, ""] | float | int]
+Sizes: TypeAlias = Mapping[str, Float[Array, ""] | Int[Array, ""] | float | int]
 
 # Operations (or parameters, or bytes, ...) as a differentiable function of the sizes.
 Cost: TypeAlias = Callable[[Sizes], Float[Array, ""]]

@@ -277,8 +277,9 @@ def _as_vector(inner: optax.GradientTransformation) -> optax.GradientTransformat
     def update(updates: Any, state: Any, params: Any = None) -> Any:
         flat, unravel = ravel_pytree(updates)
         flat_params = None if params is None else ravel_pytree(params)[0]
-        flat, state = inner.update(flat, state, flat_params)
-        return unravel(flat), state
+        new: Any
+        new, state = inner.update(flat, state, flat_params)
+        return unravel(new), state
 
     return optax.GradientTransformation(init, update)
 

@@ -168,7 +168,8 @@ _active = jax.jit(active)
 
 def counts(masks: Masks) -> dict[str, int]:
     """The active counts as integers on the host, in one transfer."""
-    return {axis: int(n) for axis, n in jax.device_get(_active(masks)).items()}
+    with jax.ensure_compile_time_eval():  # inside jit, too, for masks that are not traced
+        return {axis: int(n) for axis, n in jax.device_get(_active(masks)).items()}
 
 
 def exact(masks: Masks) -> Plan:

@@ -41,10 +41,18 @@ def _sizes(path: dn.Masks, masks: dn.Masks):
     """Learned sizes a block, as a share of the capacity: at the start and at the end."""
     continuous = {axis: np.asarray(s) for axis, s in jax.vmap(dn.sizes)(path).items()}
     depth = int(dn.active(masks)["depth"])
-    parts = {}
-    for axis in masks:
-        if axis.startswith("blocks."):
-            parts.setdefault(axis.split(".", 2)[2], []).append(axis)
+    parts = {
+        title: sorted(axis for axis in masks if axis.endswith(ending))
+        for ending, title in (
+            (".kernel.y", "kernel, rows"),
+            (".kernel.x", "kernel, columns"),
+            (".resolution.y", "resolution, rows"),
+            (".resolution.x", "resolution, columns"),
+            (".in", "input channels"),
+            (".mid", "middle channels"),
+            (".out", "output channels"),
+        )
+    }
     figure, grid = plt.subplots(2, -(-len(parts) // 2), figsize=(11, 5.2), sharex=True)
     for plot, (part, axes) in zip(np.ravel(grid), parts.items()):
         blocks = np.arange(1, len(axes) + 1)
@@ -60,7 +68,7 @@ def _sizes(path: dn.Masks, masks: dn.Masks):
         plot.set_axis_off()
     for plot in grid[-1]:
         plot.set_xlabel("block")
-    grid[0, 0].legend(loc="upper right")
+    np.ravel(grid)[4].legend(loc="upper right")
     figure.suptitle(f"Learned sizes; {depth} blocks are left (grey: beyond the depth)")
     figure.tight_layout()
     return figure

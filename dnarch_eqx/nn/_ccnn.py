@@ -187,7 +187,7 @@ class CCNN(AbstractFreezable):
         *,
         where: Bool[Array, "*space"] | None = None,
         key: jax.Array | None = None,
-    ) -> Float[Array, "out *space"]:
+    ) -> Float[Array, "out *dense"]:
         """**Arguments:**
 
         - `x`: one example, of shape `(in_channels, *shape)`, or tokens of shape `shape`.
