@@ -1,5 +1,6 @@
-# A CCNN as one would write it by hand: no masks, no plans, no library. What the materialized
-# network is measured against.
+# A CCNN as one would write it by hand: no plans, no library. What the materialized network is
+# measured against. With `masked_init` it is DNArch as the paper trains it in JAX: the largest
+# network, its activations, kernels and spectra multiplied by masks.
 
 import functools as ft
 import math
@@ -42,6 +43,35 @@ def init(key, *, length, channels, classes, depth, width, stream, hidden=128):
     }
 
 
+def masked_init(key, *, length, channels, classes, depth, width, hidden=128):
+    """Twice the depth and the width, and the offsets of masks that start at `depth` blocks of
+    `width` channels, with global kernels at the full resolution.
+    """
+    sizes = dict(length=length, channels=channels, classes=classes, hidden=hidden)
+    params = init(key, depth=2 * depth, width=2 * width, stream=2 * width, **sizes)
+    half = lambda temperature: jnp.array(-math.log(9) / temperature)
+    for b in params["blocks"]:
+        b["offsets"] = {
+            "in": half(25.0),
+            "mid": half(25.0),
+            "out": half(25.0),
+            "resolution": jnp.array(1 + math.log(0.85 / 0.15) / 25.0),
+            "sigma": jnp.array(0.5),
+        }
+    params["depth"] = half(8.0)
+    return params
+
+
+def sigmoid_mask(offset, size, temperature=25.0):
+    m = jnn.sigmoid(temperature * (offset - jnp.linspace(-1, 1, size)))
+    return jnp.where(m >= 0.1, m, 0.0)
+
+
+def gaussian_mask(sigma, size):
+    m = jnp.exp(-0.5 * (jnp.linspace(-1, 1, size) / sigma) ** 2)
+    return jnp.where(m >= 0.1, m, 0.0)
+
+
 def linear(p, x):
     return jnp.einsum("oi,...il->...ol", p["w"], x) + p["b"][:, None]
 
@@ -69,15 +99,27 @@ def forward(params, x, omega_0):
     half, period = length // 2, fast(length + length // 2)
     h = jnn.gelu(batch_norm(params["encoder_norm"], linear(params["encoder"], x)))
     rendered = features(params, length, omega_0)
-    for p in params["blocks"]:
+    depth = len(params["blocks"])
+    blocks = sigmoid_mask(params["depth"], depth, 8.0) if "depth" in params else [None] * depth
+    for p, present in zip(params["blocks"], blocks):
         width = p["bias"].shape[0]
         y = batch_norm(p["norm"], h[:, :width])
         kernel = linear(p["head"], rendered)
+        mask = lambda name, y, p=p: y
+        low_pass = 1.0
+        if present is not None:
+            mask = lambda name, y, p=p: (
+                y * sigmoid_mask(p["offsets"][name], y.shape[1])[:, None]
+            )
+            kernel = kernel * gaussian_mask(p["offsets"]["sigma"], length + 1)
+            low_pass = sigmoid_mask(p["offsets"]["resolution"], period // 2 + 1)
         gap = jnp.zeros((width, period - length - 1))
         kernel = jnp.concatenate([kernel[:, half:], gap, kernel[:, :half]], 1)
-        y = jnp.fft.irfft(jnp.fft.rfft(y, period) * jnp.fft.rfft(kernel), period)[..., :length]
-        y = jnn.gelu(linear(p["linear1"], y + p["bias"][:, None]))
-        y = jnn.gelu(linear(p["linear2"], y))
+        spectrum = jnp.fft.rfft(y, period) * jnp.fft.rfft(kernel) * low_pass
+        y = jnp.fft.irfft(spectrum, period)[..., :length] + p["bias"][:, None]
+        y = jnn.gelu(mask("mid", linear(p["linear1"], mask("in", y))))
+        y = jnn.gelu(mask("out", linear(p["linear2"], y)))
+        y = y if present is None else y * present
         h = h + jnp.pad(y, [(0, 0), (0, h.shape[1] - width), (0, 0)])
     h = batch_norm(params["norm"], h)
     return jnp.mean(h, -1) @ params["decoder"]["w"].T + params["decoder"]["b"]
