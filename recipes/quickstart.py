@@ -187,20 +187,23 @@ def train(config: Config, digits: Digits, name: str, learn: str, shrink: bool = 
         float((predicted == digits.y_test).mean()),
         statistics.median(seconds),
         np.array([aux.relative for aux in auxes]),
-        dn.stack(history),
+        dn.stack(jax.device_get(history)),
     )
 
 
-def deploy(config: Config, digits: Digits, run: Run) -> nn.CCNN:
-    """The small network; checked against the one that was trained, and written to disk."""
-    net = nn.deploy(run.state.model, run.state.masks, run.plan)
+def deploy(run: Run) -> nn.CCNN:
+    """The small network."""
+    return nn.deploy(run.state.model, run.state.masks, run.plan)
+
+
+def check(config: Config, digits: Digits, run: Run, net: nn.CCNN) -> None:
+    """Whether a deployed network gives the outputs of the one that was trained."""
     trained = predict(config, run.learner.network(run.state, run.plan), digits.x_test)
     error = float(jnp.max(jnp.abs(predict(config, net, digits.x_test) - trained)))
     scale = float(jnp.max(jnp.abs(trained)))
     if not error <= 1e-4 * scale:
         raise RuntimeError(f"Deployed and trained outputs differ by {error} of {scale}.")
     print(f"{run.name}: deployed and trained outputs differ by {error / scale:.1e} at most.")
-    return net
 
 
 def save(config: Config, run: Run, net: nn.CCNN) -> None:
@@ -254,8 +257,9 @@ def main(config: Config) -> None:
     base = train(config, digits, "base CCNN", "")
     learned = train(config, digits, "DNArch_KRWD", "KRWD")
     masked = train(config, digits, "the same, masked only", "KRWD", shrink=False)
-    runs = {run.name: (run, deploy(config, digits, run)) for run in (base, learned, masked)}
+    runs = {run.name: (run, deploy(run)) for run in (base, learned, masked)}
     _, net = runs[learned.name]
+    check(config, digits, learned, net)
     save(config, learned, net)
     if not eqx.tree_equal(load(config.out), net):
         raise RuntimeError(f"What was written to {config.out} is not what was deployed.")
