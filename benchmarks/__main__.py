@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from benchmarks import resolution, step
+from benchmarks import imports, resolution, step
 
 
-_BENCHMARKS = {"step": step.run, "resolution": resolution.run}
+_BENCHMARKS = {"imports": imports.run, "step": step.run, "resolution": resolution.run}
 
 
 def main() -> None:

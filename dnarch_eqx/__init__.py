@@ -10,8 +10,8 @@ from ._axes import (
     fused as fused,
     Gate as Gate,
     gated as gated,
-    parameter_cost as parameter_cost,
 )
+from ._cost import parameter_cost as parameter_cost
 from ._custom_types import Cost as Cost, Sizes as Sizes
 from ._learner import (
     adamw as adamw,

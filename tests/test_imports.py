@@ -17,6 +17,7 @@ ORDER = (
     "_sizes",
     "_plan",
     "_axes",
+    "_cost",
     "_stock",
     "_materialize",
     "_learner",

@@ -1,0 +1,58 @@
+import math
+
+import equinox as eqx
+from jaxtyping import Array, Float, PyTree
+
+from ._axes import AxisMap, layout, nodes, Part
+from ._custom_types import Cost, Sizes
+from ._masks import Masks
+from ._misc import as_float
+from ._sizes import present
+
+
+def parameter_cost(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Cost:
+    """The number of parameters as a differentiable function of the sizes: a cost for
+    [`dnarch_eqx.Budget`][] that needs to know nothing of the model but its axes.
+
+    **Arguments:**
+
+    - `model`, `axes`: the model at its capacity, and what lies on which axis.
+    - `masks`: only where fused dimensions do not tell the capacities of their parts.
+
+    **Returns:**
+
+    A function of a dictionary from axis to size. An axis that it lacks counts at its
+    capacity.
+    """
+    resolved = layout(model, axes, masks)
+    sequences = {
+        path: resolved[path][0][0]
+        for path, node in nodes(model)
+        if path in axes and isinstance(node, (list, tuple))
+    }
+    terms: list[tuple[tuple[Part, ...], tuple[tuple[Part, int], ...]]] = []
+    for path, node in nodes(model):
+        if eqx.is_inexact_array(node):
+            dims = resolved.get(path, tuple((Part(None, n),) for n in node.shape))
+            above = tuple(
+                (part, int(path[len(prefix) + 1 : path.index("]", len(prefix))]))
+                for prefix, part in sequences.items()
+                if path.startswith(prefix + "[")
+            )
+            terms.append((tuple(part for dim in dims for part in dim), above))
+
+    def cost(sizes: Sizes) -> Float[Array, ""]:
+        def size(part: Part) -> Float[Array, ""]:
+            return as_float(
+                part.capacity if part.axis is None else sizes.get(part.axis, part.capacity)
+            )
+
+        total = as_float(0.0)
+        for parts, above in terms:
+            count = math.prod((size(part) for part in parts), start=as_float(1.0))
+            for part, index in above:
+                count = count * present(size(part), part.capacity)[index]
+            total = total + count
+        return total
+
+    return cost
