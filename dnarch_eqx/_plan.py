@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from ._custom_types import Cost
 from ._masks import Gaussian, Masks
@@ -163,13 +164,17 @@ class Plan(Mapping[str, int]):
         }
 
 
-_active = jax.jit(active)
+@jax.jit
+def _active(masks: Masks) -> Int[Array, " axes"]:
+    return jnp.stack([n for _, n in sorted(active(masks).items())])
 
 
 def counts(masks: Masks) -> dict[str, int]:
     """The active counts as integers on the host, in one transfer."""
+    if not masks:
+        return {}
     with jax.ensure_compile_time_eval():  # inside jit, too, for masks that are not traced
-        return {axis: int(n) for axis, n in jax.device_get(_active(masks)).items()}
+        return dict(zip(sorted(masks), np.asarray(_active(masks)).tolist()))
 
 
 def exact(masks: Masks) -> Plan:

@@ -488,7 +488,9 @@ def test_replan_weighs_all_axes():
     assert replan(slack=0.33) == dn.plan(masks, _LADDERS)
     # With headroom for 36 of 32 channels the bucket of 40 is no waste: (1.6 + 1 + 1) / 3.
     assert dn.replan(plan, masks, _LADDERS, slack=0.21) is plan
-    assert dn.replan(plan, masks, _LADDERS, slack=0.17) == dn.plan(masks, _LADDERS)
+    roomy = dn.plan(masks, _LADDERS, headroom=0.1)
+    assert roomy["width"] == 40
+    assert dn.replan(plan, masks, _LADDERS, slack=0.17) == roomy
 
 
 def test_replan_by_cost():
@@ -536,7 +538,7 @@ def test_replan_always_covers(cost, start, walk, slack, headroom):
         assert all(plan[axis] in ladder for axis, ladder in _LADDERS.items())
         # Another plan only if the old one does not cover, or the new one is smaller.
         if plan is not before and all(before[axis] >= n for axis, n in active.items()):
-            assert plan == dn.plan(masks, _LADDERS) != before
+            assert plan == dn.plan(masks, _LADDERS, headroom=headroom) != before
 
 
 @pytest.mark.parametrize("name", ("slack", "headroom"))
@@ -549,4 +551,14 @@ def test_replan_errors(name, value):
 
 def test_replan_starts_from_nothing():
     masks = some_masks()
-    assert dn.replan(dn.Plan(), masks, _LADDERS) == dn.plan(masks, _LADDERS)
+    # A plan that names no axis is at full capacity.
+    wanted = dn.plan(masks, _LADDERS, headroom=0.1)
+    assert dn.replan(dn.Plan(), masks, _LADDERS) == wanted
+
+
+def test_headroom_is_rounded_down():
+    masks = some_masks(32.0, 4.0, 11.0)
+    assert counted(masks) == {"width": 32, "depth": 4, "kernel": 11}
+    # 35.2 of 32, 4.4 of 4, 12.1 of 11
+    found = dn.plan(masks, _LADDERS, headroom=0.1)
+    assert found == dn.Plan({"width": 40, "depth": 4, "kernel": 13})
