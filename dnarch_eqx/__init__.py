@@ -1,3 +1,5 @@
+"""Learns the architecture of a network along with its weights: see the README."""
+
 from importlib.metadata import version as _version
 
 from . import nn as nn
@@ -7,12 +9,14 @@ from ._axes import (
     capacities as capacities,
     check as check,
     declare as declare,
+    Fused as Fused,
     fused as fused,
     Gate as Gate,
+    Gated as Gated,
     gated as gated,
 )
 from ._cost import parameter_cost as parameter_cost
-from ._custom_types import Cost as Cost, Sizes as Sizes
+from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
 from ._learner import (
     adamw as adamw,
     Aux as Aux,

@@ -38,6 +38,8 @@ def gated(axis: str) -> Gated:
     Gate the consumer to mask an activation; gate a weight's rows *and* its bias to mask a
     pre-activation.
     """
+    if not isinstance(axis, str):
+        raise ValueError(f"`axis` must be a name, got {axis!r}.")
     return Gated(axis)
 
 
@@ -47,6 +49,12 @@ def fused(*parts: str | Gated | int) -> Fused:
     `fused(3, "hidden")` for the three stacked gates of a GRU. An integer is a part that
     is not learned.
     """
+    whole = [part for part in parts if isinstance(part, int)]
+    named = [part for part in parts if isinstance(part, (str, Gated))]
+    if len(whole) + len(named) < max(len(parts), 1) or any(part < 1 for part in whole):
+        raise ValueError(
+            f"The parts of `fused` are names, `gated(name)` or positive integers; got {parts}."
+        )
     return Fused(parts)
 
 
@@ -125,7 +133,8 @@ def declare(model: PyTree, where: Callable[[Any], Any], axes: Axes | Sequence[Ax
 
     **Returns:**
 
-    A dictionary from path to axes. Join several with `|`.
+    A dictionary from path to axes. Join several with `|`. What is `None` in the model, say
+    the bias of a layer without one, is left out.
 
     !!! Example
 
@@ -164,9 +173,14 @@ def _path_of(node, paths: list[tuple[Any, ...]]) -> str:
         if below == [leaf.keys for _, leaf in inner] == [(*above, *key) for key, _ in inner]:
             return jtu.keystr(above)
     raise ValueError(
-        f"`where` gives {node!r}, which is no node of `model`. Give as many "
-        "`axes` as nodes, and whole sequences of modules."
+        f"`where` gives {_shown(node)}, which is no node of `model`. Give as many `axes` as "
+        "nodes, and whole sequences of modules."
     )
+
+
+def _shown(node) -> str:
+    paths = [leaf.keys for leaf in jtu.tree_leaves(node) if isinstance(leaf, _Path)]
+    return f"({', '.join(map(jtu.keystr, paths))})" if paths else repr(node)
 
 
 #
@@ -276,23 +290,19 @@ def capacities(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> dict
 
 
 def check(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
-    """Whether model, axes and masks fit together.
+    """Checks that model, axes and masks fit together, and gives what lies on each dimension
+    of every declared path.
 
     Raises `ValueError` for all that [`dnarch_eqx.declare`][] cannot see: a mask that no
     array lies on; a capacity on which arrays and masks disagree; a mask on integers.
     """
     resolved = layout(model, axes, masks)
     sizes = capacities(model, axes, masks)
-    for axis, mask in masks.items():
+    for axis in masks:
         if axis not in sizes:
             raise ValueError(
                 f"`masks` has a mask for axis {axis!r}, but no array lies on it. The declared "
                 f"axes are {sorted(sizes)}."
-            )
-        if mask.capacity != sizes[axis]:
-            raise ValueError(
-                f"Axis {axis!r} has capacity {sizes[axis]} in the model, but its mask has "
-                f"capacity {mask.capacity}."
             )
     for path, node in nodes(model):
         has_mask = any(

@@ -3,7 +3,7 @@ import math
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
-from ._axes import AxisMap, layout, nodes, Part
+from ._axes import AxisMap, capacities, layout, nodes, Part
 from ._custom_types import Cost, Sizes
 from ._masks import Masks
 from ._misc import as_float
@@ -41,7 +41,12 @@ def parameter_cost(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> 
             )
             terms.append((tuple(part for dim in dims for part in dim), above))
 
+    known = capacities(model, axes, masks)
+
     def cost(sizes: Sizes) -> Float[Array, ""]:
+        if unknown := sorted(set(sizes) - set(known)):
+            raise ValueError(f"`sizes` names {unknown[0]!r}; the axes are {sorted(known)}.")
+
         def size(part: Part) -> Float[Array, ""]:
             return as_float(
                 part.capacity if part.axis is None else sizes.get(part.axis, part.capacity)

@@ -1,6 +1,6 @@
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._axes import AxisMap, check
+from ._axes import AxisMap, check, Gate, nodes
 from ._custom_types import Loss
 from ._masks import AbstractMask, Masks
 from ._materialize import materialize
@@ -113,14 +113,28 @@ class Learner:
     def init(self, model: PyTree, masks: Masks) -> State:
         """The state to start from.
 
-        Raises `ValueError` if model, axes and masks do not fit together.
+        Raises `ValueError` if model, axes and masks do not fit together, or a mask is
+        multiplied in nowhere.
         """
-        check(model, self.axes, masks)
+        resolved = check(model, self.axes, masks)
+        gates = {node.axis for _, node in nodes(model) if isinstance(node, Gate)}
+        parts = [part for dims in resolved.values() for dim in dims for part in dim]
+        entered = gates | {part.axis for part in parts if part.gated}
+        if idle := sorted(set(masks) - entered):
+            raise ValueError(
+                f"Axis {idle[0]!r} has a mask, but it enters nowhere: put `gated({idle[0]!r})` "
+                "in place of the name where the axis is consumed, or use a `Gate`."
+            )
         opt_state = self._optim.init(eqx.filter((model, masks), eqx.is_inexact_array))
         return State(model, dict(masks), opt_state, jnp.zeros((), jnp.int32))
 
     def step(
-        self, state: State, batch: PyTree, plan: Plan, *, key: jax.Array | None = None
+        self,
+        state: State,
+        batch: PyTree,
+        plan: Plan | Mapping[str, int],
+        *,
+        key: jax.Array | None = None,
     ) -> tuple[State, Aux]:
         """One update of weights and masks. Compiles if the plan is new.
 
@@ -135,6 +149,7 @@ class Learner:
 
         The new state and an [`dnarch_eqx.Aux`][].
         """
+        plan = plan if isinstance(plan, Plan) else Plan(plan)
         if self.strict:
             check_covers(plan, state.masks)
         traces, start = self._traces, time.perf_counter()
@@ -169,6 +184,8 @@ class Learner:
             model, masks = params
             net = materialize(model, self.axes, masks, plan, check_coverage=False)
             loss, metrics = self._loss(net, batch, key)
+            if isinstance(loss, tuple):
+                raise ValueError("`loss` returns a tuple: give `Learner(..., has_aux=True)`.")
             if self.budget is None:
                 return loss, (loss, jnp.ones_like(loss), metrics)
             total = loss + self.budget(masks).astype(loss.dtype)
@@ -226,8 +243,12 @@ def adamw(
 
     An Optax transformation of the pair `(model, masks)`.
     """
+    if steps < 1:
+        raise ValueError(f"`steps` must be at least 1, got {steps}.")
     if not 0 <= warmup < steps:
-        raise ValueError(f"`warmup` must lie between 0 and `steps` = {steps}, got {warmup}.")
+        raise ValueError(
+            f"`warmup` must be at least 0 and below `steps` = {steps}, got {warmup}."
+        )
     if not (learning_rate > 0 and mask_rate >= 0 and weight_decay >= 0):
         raise ValueError(
             "`learning_rate` must be positive, `mask_rate` and `weight_decay` at least 0; got "

@@ -42,7 +42,8 @@ def materialize(
     multiplied in, which masks activations at the cost of the parameters, since
     `m * (W x + b) = (m * W) x + m * b`. Gradients reach weights and mask parameters
     through this function. Under every plan that covers the masks the network computes the
-    same function, up to rounding (resolutions excepted, see `dnarch_eqx.nn`).
+    same function, up to rounding (resolutions excepted, see
+    [`dnarch_eqx.nn.CCNN`][]; and every learned axis must be gated somewhere).
 
     **Arguments:**
 
@@ -86,6 +87,12 @@ def freeze(
     - `model`, `axes`, `masks`: as for [`dnarch_eqx.materialize`][]; not traced.
     - `plan`: buckets for axes that are not to be at their exact sizes. Give the
         resolutions that the network was trained at.
+
+    **Returns:**
+
+    The small network. Dropout is as it was: see [`equinox.nn.inference_mode`][].
+
+    Raises `ValueError` as [`dnarch_eqx.materialize`][] does.
     """
     tight = exact(masks)
     sizes = tight | ({} if plan is None else plan)
@@ -98,7 +105,10 @@ def freeze(
 def _checked(model, axes: AxisMap, masks: Masks, plan: Mapping[str, int]) -> Layout:
     resolved = check(model, axes, masks)
     if unknown := sorted(set(plan) - set(masks)):
-        raise ValueError(f"`plan` has a bucket for {unknown[0]!r}, which has no mask.")
+        raise ValueError(
+            f"`plan` has a bucket for {unknown[0]!r}, which has no mask. These have: "
+            f"{sorted(masks)}."
+        )
     for axis, bucket in plan.items():
         if not 0 < bucket <= masks[axis].capacity:
             raise ValueError(

@@ -80,12 +80,16 @@ def buckets(masks: Masks, rules: Rule | Mapping[str, Rule] | None = None) -> dic
     - `masks`: the masks, for their names and capacities.
     - `rules`: one rule for all axes, or a dictionary from pattern (`"*.kernel*"`, as in
         [`fnmatch`][]) to rule, of which the first that matches an axis counts. By default
-        `odd()` for Gaussian masks and `multiples(8)` for the others.
+        `odd()` for Gaussian masks and `multiples(8)` for the others. Give short axes,
+        like a depth or a number of heads, `every()`.
 
     **Returns:**
 
     A dictionary from axis to increasing sizes, the last of which is the capacity.
     """
+
+    if rules in (every, full, multiples, geometric, smooth, odd):
+        raise ValueError("`rules` must be a rule: call it, as in `every()`.")
 
     def rule_of(axis: str) -> Rule:
         if rules is None:
@@ -118,7 +122,9 @@ class Plan(Mapping[str, int]):
     def __init__(self, sizes: Mapping[str, int] | None = None):
         sizes = {} if sizes is None else sizes
         for axis, size in sizes.items():
-            if not (isinstance(size, (int, np.integer)) and size >= 1):
+            if not (
+                isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size >= 1
+            ):
                 raise ValueError(f"Axis {axis!r}: a bucket is a positive integer, not {size}.")
         self._sizes = {axis: int(sizes[axis]) for axis in sorted(sizes)}
         self._hash = hash(tuple(self._sizes.items()))

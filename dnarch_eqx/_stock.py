@@ -111,6 +111,11 @@ def replace(module: eqx.Module, **fields) -> eqx.Module:
 
 def _linear(layer: eqx.nn.Linear, fit: Fit) -> eqx.Module:
     out, in_ = layer.weight.shape[-2:]
+    if layer.bias is not None and layer.bias.shape[-1] != out:
+        raise fit.refuse(
+            f"its weight is left with {out} rows, its bias with {layer.bias.shape[-1]} values: "
+            "declare both on the same axis."
+        )
     scalar = lambda old, new: old if old == "scalar" else new
     return replace(
         layer,

@@ -1,3 +1,5 @@
+"""The layers and networks of the paper (Appx. B, E.1): a customer of the core."""
+
 from ._ccnn import Block as Block, CCNN as CCNN, Encoder as Encoder
 from ._dnarch import (
     axes as axes,

@@ -133,13 +133,21 @@ class CCNN(AbstractFreezable):
             raise ValueError(
                 f"`shape` must have one to three axes of at least 2 positions, got {shape}."
             )
-        for name, value in (("depth", depth), ("width", width), ("out_channels", out_channels)):
-            if value < 1:
+        for name, value in {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "depth": depth,
+            "width": width,
+            "vocabulary": vocabulary,
+            "embedding": embedding,
+            "hidden": hidden,
+        }.items():
+            if value is not None and value < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {value}.")
         if (in_channels is None) == (vocabulary is None):
             raise ValueError(
-                f"Give `in_channels` or `vocabulary`, one of them; got {in_channels} and "
-                f"{vocabulary}."
+                "Give `in_channels` or `vocabulary`, one of them; got "
+                f"in_channels={in_channels} and vocabulary={vocabulary}."
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}.")

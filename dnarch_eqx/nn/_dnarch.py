@@ -244,7 +244,11 @@ def complexity(model: CCNN, *, per_channel: bool = True) -> Cost:
     ]
     widths = [[f"blocks.{i}.{part}" for i in range(len(model.blocks))] for part in _PARTS]
 
+    uncounted = {gate.axis for block in model.blocks for gate in block.conv.kernel} | {"stream"}
+
     def cost(sizes: Sizes) -> Float[Array, ""]:
+        if unknown := sorted(set(sizes) - set(capacities) - uncounted):
+            raise ValueError(f"`sizes` names {unknown[0]!r}, which is no axis of this CCNN.")
         size = lambda axis: as_float(sizes.get(axis, capacities[axis]))
         # Each a vector over the blocks: many scalar operations compile slowly.
         over_blocks = lambda axes: jnp.stack([size(axis) for axis in axes])
