@@ -59,9 +59,12 @@ def test_against_a_hand_computation(shape, x64):
         sizes = random_sizes(rng, shape, depth, width)
         assert float(jitted(sizes)) == pytest.approx(by_hand(sizes, shape, depth, width))
     # An axis that is not named counts at its capacity, one that does not matter not at all.
-    part = {"depth": 1.75, "blocks.1.mid": 4, "stream": 3.0, "blocks.0.kernel": 5.0}
+    kernel = "blocks.0.kernel" + (".y" if len(shape) == 2 else "")
+    part = {"depth": 1.75, "blocks.1.mid": 4, "stream": 3.0, kernel: 5.0}
     assert float(cost(part)) == pytest.approx(by_hand(part, shape, depth, width))
     assert float(cost({})) == pytest.approx(by_hand({}, shape, depth, width))
+    with pytest.raises(ValueError, match="`sizes` names 'blocks.0.inn', which is no axis"):
+        cost({"blocks.0.inn": 1.0})
 
 
 @pytest.mark.parametrize("shape", ((24,), (6, 10)))

@@ -314,9 +314,9 @@ def test_adamw_clips_the_gradient_of_all(net):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"steps": 10, "warmup": 10}, "`warmup` must lie between 0 and `steps` = 10, got 10"),
-        ({"steps": 10, "warmup": -1}, "`warmup` must lie between 0"),
-        ({"steps": 0}, "`warmup` must lie between 0 and `steps` = 0"),
+        ({"steps": 10, "warmup": 10}, "`warmup` must be at least 0 and below `steps` = 10, got 10"),
+        ({"steps": 10, "warmup": -1}, "`warmup` must be at least 0 and below"),
+        ({"steps": 0}, "`steps` must be at least 1, got 0"),
         ({"steps": 10, "learning_rate": 0.0}, "`learning_rate` must be positive"),
         ({"steps": 10, "mask_rate": -0.1}, "`mask_rate` and `weight_decay` at least 0"),
         ({"steps": 10, "weight_decay": -0.1}, "got 0.1, 1.0 and -0.1"),
@@ -490,3 +490,23 @@ def test_report(net, getkey):
     with pytest.raises(ValueError, match="`repeats` must be at least 1, got 0"):
         dn.report({"before": net}, x, repeats=0)
     assert dn.parameters(frozen) == count(*sizes["after"])
+
+
+def test_a_mask_that_enters_nowhere_is_refused(net):
+    axes = {path: dn.Axes(*map(ungated, spec.dims)) for path, spec in axes_of(net).items()}
+    learner = dn.Learner(squares, optax.sgd(0.1), axes)
+    with pytest.raises(ValueError, match="Axis 'h0' has a mask, but it enters nowhere"):
+        learner.init(net, masks_of())
+
+
+def ungated(dim):
+    return dim.axis if isinstance(dim, dn.Gated) else dim
+
+
+def test_a_loss_of_a_tuple_needs_has_aux(net, getkey):
+    learner = dn.Learner(
+        lambda *args: (squares(*args), 1.0), optax.sgd(0.1), axes_of(net), strict=False
+    )
+    state = learner.init(net, masks_of())
+    with pytest.raises(ValueError, match="`loss` returns a tuple: .*has_aux=True"):
+        learner.step(state, batch_of(getkey()), dn.plan(state.masks, dn.buckets(state.masks)))
