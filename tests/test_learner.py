@@ -314,7 +314,10 @@ def test_adamw_clips_the_gradient_of_all(net):
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"steps": 10, "warmup": 10}, "`warmup` must be at least 0 and below `steps` = 10, got 10"),
+        (
+            {"steps": 10, "warmup": 10},
+            "`warmup` must be at least 0 and below `steps` = 10, got 10",
+        ),
         ({"steps": 10, "warmup": -1}, "`warmup` must be at least 0 and below"),
         ({"steps": 0}, "`steps` must be at least 1, got 0"),
         ({"steps": 10, "learning_rate": 0.0}, "`learning_rate` must be positive"),
