@@ -42,7 +42,7 @@ class Config:
     """The prior on the kernels' frequencies."""
     sigma: float = 0.3
     """What the kernels' masks start at, in units of half the image."""
-    steps: int = 300
+    steps: int = 250
     batch_size: int = 64
     learning_rate: float = 0.02
     mask_rate: float = 1.0
@@ -50,7 +50,7 @@ class Config:
     weight_decay: float = 0.01
     budget_weight: float = 1.0
     """What a complexity off its target costs."""
-    headroom: float = 0.2
+    headroom: float = 0.25
     """How much room a plan leaves for growth. Compiling takes longer here than the steps."""
     seed: int = 0
     out: Path = Path("out/quickstart")
