@@ -18,7 +18,6 @@ from ._axes import (
 from ._cost import parameter_cost as parameter_cost
 from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
 from ._learner import (
-    adamw as adamw,
     Aux as Aux,
     Compilation as Compilation,
     Learner as Learner,
@@ -37,6 +36,7 @@ from ._materialize import (
     freeze as freeze,
     materialize as materialize,
 )
+from ._optim import adamw as adamw
 from ._plan import (
     buckets as buckets,
     every as every,

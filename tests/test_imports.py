@@ -20,6 +20,7 @@ ORDER = (
     "_cost",
     "_stock",
     "_materialize",
+    "_optim",
     "_learner",
     "_report",
     "nn._fourier",
