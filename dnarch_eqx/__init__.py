@@ -52,6 +52,21 @@ from ._plan import (
     Rule as Rule,
     smooth as smooth,
 )
+from ._planner import Planner as Planner
+from ._policy import (
+    AbstractPolicy as AbstractPolicy,
+    AtMost as AtMost,
+    BreakEven as BreakEven,
+    Every as Every,
+    EveryStep as EveryStep,
+    Hysteresis as Hysteresis,
+    Observation as Observation,
+    Oracle as Oracle,
+)
+from ._programs import (
+    forbid_compilation as forbid_compilation,
+    persistent_cache as persistent_cache,
+)
 from ._report import (
     describe as describe,
     operations as operations,
@@ -66,6 +81,14 @@ from ._sizes import (
     project as project,
     sizes as sizes,
     stack as stack,
+)
+from ._timing import Grid as Grid, Timing as Timing
+from ._trace import (
+    optimum as optimum,
+    Outcome as Outcome,
+    regret as regret,
+    replay as replay,
+    Trace as Trace,
 )
 
 

@@ -1,14 +1,16 @@
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.lax as lax
+import jax.monitoring as monitoring
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -16,7 +18,9 @@ from ._axes import AxisMap, check, Gate, nodes
 from ._custom_types import Loss
 from ._masks import AbstractMask, Masks
 from ._materialize import materialize
+from ._misc import at_least
 from ._plan import check_covers, Plan
+from ._programs import check_allowed, Program, Programs, signature
 from ._sizes import Budget, project
 
 
@@ -35,12 +39,16 @@ class Aux(eqx.Module):
     - `loss`: the task's loss, without the budget.
     - `relative`: the complexity over its target before the update, 1 without a budget.
     - `covered`: whether the plan covered the masks. Where not, the state did not change.
+    - `active`: the active counts before the update, in the order of the axes' names.
+    - `reach`: the same, continuous: what the counts are the integer parts of.
     - `metrics`: what the loss returned beside its value, if it did.
     """
 
     loss: Float[Array, ""]
     relative: Float[Array, ""]
     covered: Bool[Array, ""]
+    active: Int[Array, " axes"]
+    reach: Float[Array, " axes"]
     metrics: PyTree
 
 
@@ -52,13 +60,22 @@ class Compilation:
     - `plan`: the plan compiled for.
     - `changes`: the axes that differ from the plan before, `{axis: (old, new)}`. Empty if
         something else changed: the first compilation, or the shape of a batch.
-    - `seconds`: how long tracing and compiling took.
+    - `tracing`, `compiling`: how many seconds each took.
+    - `hidden`: for how many of those training went on.
+    - `cached`: whether JAX's persistent cache had it.
     """
 
     call: int
     plan: Plan
     changes: dict[str, tuple[int | None, int | None]]
-    seconds: float
+    tracing: float
+    compiling: float
+    hidden: float = 0.0
+    cached: bool = False
+
+    @property
+    def seconds(self) -> float:
+        return self.tracing + self.compiling
 
 
 class Learner:
@@ -80,6 +97,8 @@ class Learner:
         *,
         has_aux: bool = False,
         strict: bool = True,
+        keep: int = 8,
+        donate: bool = False,
     ):
         """**Arguments:**
 
@@ -93,17 +112,25 @@ class Learner:
         - `strict`: whether to look at the masks before every step and raise `ValueError`
             if the plan does not cover them, which waits for the step before. If not, such a
             step leaves the state as it was and says so in `aux.covered`.
+        - `keep`: how many compiled steps are kept. Beyond, the one not used for the longest
+            time is dropped, and its memory with it.
+        - `donate`: whether a step may reuse the memory of the state that it is given, which
+            is then gone.
         """
+        at_least("keep", keep, 1)
         self.axes = axes
         self.budget = budget
         self.strict = strict
+        self.keep = keep
         self.compilations = []
         self._loss: Any = loss if has_aux else lambda *args: (loss(*args), None)
         self._optim = optim
+        self._donate = donate
         self._calls = 0
-        self._traces = 0
         self._plan: Plan | None = None
-        self._compiled = eqx.filter_jit(self._step)
+        self._programs = Programs(keep)
+        # The last state given out and its signature, which need not be found out again.
+        self._last: tuple[weakref.ref[State], Hashable] | None = None
 
     def init(self, model: PyTree, masks: Masks) -> State:
         """The state to start from.
@@ -147,15 +174,41 @@ class Learner:
         plan = plan if isinstance(plan, Plan) else Plan(plan)
         if self.strict:
             check_covers(plan, state.masks)
-        traces, start = self._traces, time.perf_counter()
-        out = self._compiled(state, batch, plan, key)
-        if self._traces != traces:
-            changes = {} if self._plan is None else plan.changes(self._plan)
-            seconds = time.perf_counter() - start
-            self.compilations.append(Compilation(self._calls, plan, changes, seconds))
+        _, new, aux = self._call(state, batch, plan, key)
+        return new, aux
+
+    def _call(self, state: State, batch: PyTree, plan: Plan, key) -> tuple[Any, State, Aux]:
+        """Without a look at the masks; and what the step is known by."""
+        known = self._signature(state, batch, plan, key)
+        program = self._programs.get(known)
+        if program is None:
+            program = self._trace(state, batch, plan, key=key).compile()
+            self._add(known, plan, program)
+        new, aux = program((state, batch, key))
+        self._last = weakref.ref(new), known[0]
         self._plan = plan
         self._calls += 1
-        return out
+        return known, new, aux
+
+    def compile(
+        self,
+        state: State,
+        batch: PyTree,
+        plan: Plan | Mapping[str, int],
+        *,
+        key: jax.Array | None = None,
+    ) -> None:
+        """Compiles the step of a plan ahead of time, or does nothing if it is there.
+
+        **Arguments:**
+
+        - `state`, `batch`, `plan`, `key`: as for [`dnarch_eqx.Learner.step`][]; instead of
+            arrays also [`jax.ShapeDtypeStruct`][]s.
+        """
+        plan = plan if isinstance(plan, Plan) else Plan(plan)
+        known = self._signature(state, batch, plan, key)
+        if known not in self._programs:
+            self._add(known, plan, self._trace(state, batch, plan, key=key).compile())
 
     def lower(
         self, state: State, batch: PyTree, plan: Plan, *, key: jax.Array | None = None
@@ -163,7 +216,43 @@ class Learner:
         """The step under a plan, traced but not run: for its memory, operations and text.
         Takes what [`dnarch_eqx.Learner.step`][] takes.
         """
-        return self._compiled.lower(state, batch, plan, key).lowered  # pyright: ignore
+        return self._trace(state, batch, plan, key=key).lowered
+
+    def _signature(self, state: State, batch: PyTree, plan: Plan, key) -> Any:
+        """What the compiled step of these arguments is known by."""
+        if self._last is not None and self._last[0]() is state:
+            return self._last[1], signature((batch, key)), plan
+        return signature(state), signature((batch, key)), plan
+
+    def _trace(
+        self, state: State, batch: PyTree, plan: Plan, *, key: jax.Array | None = None
+    ) -> Program:
+        """The step under a plan, still to be compiled."""
+        check_allowed(f"the step of {plan}")
+        run = lambda args: self._step(args[0], args[1], plan, args[2])
+        return Program(run, (state, batch, key), donate=self._donate)
+
+    def _add(self, known: Hashable, plan: Plan, program: Program, hidden: float = 0.0) -> None:
+        """Takes a compiled step into the store, and notes its compilation."""
+        changes = {} if self._plan is None else plan.changes(self._plan)
+        self._programs.put(known, program)
+        compilation = Compilation(
+            self._calls,
+            plan,
+            changes,
+            program.tracing,
+            program.compiling,
+            hidden,
+            program.cached,
+        )
+        self.compilations.append(compilation)
+        monitoring.record_event_duration_secs(
+            "/dnarch_eqx/compile_duration",
+            compilation.seconds,
+            axes=",".join(changes),
+            hidden=f"{hidden:.3f}",
+            cached=str(program.cached),
+        )
 
     def network(self, state: State, plan: Plan) -> PyTree:
         """The network that trains under this plan, in inference mode: an ordinary module,
@@ -173,8 +262,6 @@ class Learner:
         return eqx.nn.inference_mode(net)
 
     def _step(self, state: State, batch: PyTree, plan: Plan, key) -> tuple[State, Aux]:
-        self._traces += 1  # a side effect of tracing: how compilations are counted
-
         def objective(params):
             model, masks = params
             net = materialize(model, self.axes, masks, plan, check_coverage=False)
@@ -196,11 +283,19 @@ class Learner:
         model, masks = eqx.apply_updates(params, updates)
         new = State(model, project(masks), opt_state, state.step + 1)
         # A step that cropped an active position is not accepted: nothing changes.
-        covered = plan.covers(state.masks)
+        axes = sorted(state.masks)
+        active = _stacked([state.masks[axis].active() for axis in axes], jnp.int32)
+        reach = _stacked([state.masks[axis].reach() for axis in axes], jnp.float32)
+        buckets = [plan.get(axis, state.masks[axis].capacity) for axis in axes]
+        covered = jnp.all(active <= np.array(buckets, np.int32))
         new = jtu.tree_map(
             lambda a, b: lax.select(covered, a, b) if eqx.is_array(a) else a, new, state
         )
-        return new, Aux(loss, relative, covered, metrics)
+        return new, Aux(loss, relative, covered, active, reach, metrics)
+
+
+def _stacked(values, dtype) -> Array:
+    return jnp.stack(values).astype(dtype) if values else jnp.zeros(0, dtype)
 
 
 @eqx.filter_jit

@@ -61,6 +61,12 @@ class AbstractMask(eqx.Module):
     def unclipped_size(self) -> Float[Array, ""]:
         """The continuous size, not limited to the capacity (Eq. 10, 11)."""
 
+    def reach(self) -> Float[Array, ""]:
+        """The active count, continuous: it says how far the next one is. A step of a plan
+        is foreseen by it; without one, from the counts alone.
+        """
+        return as_float(self.active())
+
     @abc.abstractmethod
     def project(self) -> "AbstractMask":
         """The same mask with its parameters in the admissible range (Appx. E.1)."""
@@ -181,6 +187,9 @@ class Sigmoid(AbstractMask):
     def unclipped_size(self) -> Float[Array, ""]:
         return (self.cutoff() + 1) * self.unit
 
+    def reach(self) -> Float[Array, ""]:
+        return 1 + 0.5 * (self.cutoff() + 1) * (self.capacity - 1)
+
     def project(self) -> "Sigmoid":
         temperature = jnp.maximum(self.temperature, _MIN_TEMPERATURE)
         lowest = -1 + _logit(_LOWEST) / temperature
@@ -294,6 +303,10 @@ class Gaussian(AbstractMask):
     def unclipped_size(self) -> Float[Array, ""]:
         _, mean = _parameters(self)
         return (self.cutoff() - mean) * self.unit
+
+    def reach(self) -> Float[Array, ""]:
+        _, mean = _parameters(self)
+        return 1 + (self.cutoff() - mean + jnp.abs(mean)) * (self.capacity - 1)
 
     def project(self) -> "Gaussian":
         sigma = jnp.clip(self.sigma, *self._admissible())

@@ -15,3 +15,9 @@ def straight_through(
 ) -> Float[Array, "*shape"]:
     """Exactly the value of `forward`, with the gradient of `backward`."""
     return lax.stop_gradient(forward) + (backward - lax.stop_gradient(backward))
+
+
+def at_least(name: str, value: float, bound: float) -> None:
+    """Refuses an argument below its bound, and NaN."""
+    if not value >= bound:
+        raise ValueError(f"`{name}` must be at least {bound}, got {value}.")

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Int
 
 from ._custom_types import Cost
 from ._masks import Gaussian, Masks
+from ._misc import at_least
 from ._sizes import active, covered
 
 
@@ -28,7 +29,7 @@ Rule: TypeAlias = Callable[[int], Ladder]
 
 def multiples(of: int = 8) -> Rule:
     """Every multiple of `of`: little waste, many programs."""
-    _at_least("of", of, 1)
+    at_least("of", of, 1)
     return lambda capacity: _closed(range(of, capacity, of), capacity)
 
 
@@ -37,8 +38,8 @@ def geometric(ratio: float = 1.25, multiple: int = 8) -> Rule:
     TPU), each at least `ratio` times the one before: few programs, waste below
     `1 - 1 / ratio` but for rounding.
     """
-    _at_least("ratio", ratio, 1)
-    _at_least("multiple", multiple, 1)
+    at_least("ratio", ratio, 1)
+    at_least("multiple", multiple, 1)
     return lambda capacity: _thinned(range(multiple, capacity, multiple), ratio, capacity)
 
 
@@ -47,7 +48,7 @@ def smooth(ratio: float = 1.125) -> Rule:
     can be several times slower. Each is at least `ratio` times the one before. Even lengths
     of an even capacity, which need less padding.
     """
-    _at_least("ratio", ratio, 1)
+    at_least("ratio", ratio, 1)
     step = lambda capacity: 1 + (capacity + 1) % 2
     return lambda capacity: _thinned(
         filter(is_smooth, range(step(capacity), capacity, step(capacity))), ratio, capacity
@@ -58,7 +59,7 @@ def odd(ratio: float = 1.25) -> Rule:
     """Odd extents, for kernels: one position lies at the centre. Each is at least `ratio`
     times the one before.
     """
-    _at_least("ratio", ratio, 1)
+    at_least("ratio", ratio, 1)
     return lambda capacity: _thinned(range(3, capacity, 2), ratio, capacity)
 
 
@@ -103,7 +104,7 @@ def buckets(masks: Masks, rules: Rule | Mapping[str, Rule] | None = None) -> dic
 
     ladders = {axis: tuple(rule_of(axis)(mask.capacity)) for axis, mask in masks.items()}
     for axis, ladder in ladders.items():
-        _check_ladder(axis, ladder, masks[axis])
+        check_ladder(axis, ladder, masks[axis])
     return ladders
 
 
@@ -198,7 +199,7 @@ def plan(masks: Masks, buckets: Mapping[str, Ladder], *, headroom: float = 0.0) 
     - `headroom`: how many more positions than the active ones every bucket is to hold, as a
         share of them (rounded down: a depth of 4 has none at 0.1).
     """
-    _at_least("headroom", headroom, 0)
+    at_least("headroom", headroom, 0)
     return _fit(counts(masks), masks, buckets, headroom)
 
 
@@ -230,8 +231,8 @@ def replan(
 
     A plan that covers the masks: `plan` itself, unless it must grow or it pays to shrink.
     """
-    _at_least("slack", slack, 0)
-    _at_least("headroom", headroom, 0)
+    at_least("slack", slack, 0)
+    at_least("headroom", headroom, 0)
     now = counts(masks)
     new = _fit(now, masks, buckets, headroom)
     present = {axis: plan.get(axis, mask.capacity) for axis, mask in masks.items()}
@@ -267,13 +268,13 @@ def _fit(
     sizes = {}
     for axis, n in now.items():
         ladder = buckets.get(axis, (masks[axis].capacity,))
-        _check_ladder(axis, ladder, masks[axis])
+        check_ladder(axis, ladder, masks[axis])
         wanted = math.floor(n * (1 + headroom))
         sizes[axis] = next((size for size in ladder if size >= wanted), ladder[-1])
     return Plan(sizes)
 
 
-def _check_ladder(axis: str, ladder: Ladder, mask) -> None:
+def check_ladder(axis: str, ladder: Ladder, mask) -> None:
     rising = all(a < b for a, b in it.pairwise((0, *ladder)))
     if not (ladder and rising and ladder[-1] == mask.capacity):
         raise ValueError(
@@ -302,8 +303,3 @@ def _thinned(sizes, ratio: float, capacity: int) -> Ladder:
         if not kept or size >= ratio * kept[-1]:
             kept.append(size)
     return _closed(kept, capacity)
-
-
-def _at_least(name: str, value: float, bound: float) -> None:
-    if not value >= bound:
-        raise ValueError(f"`{name}` must be at least {bound}, got {value}.")

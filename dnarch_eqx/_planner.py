@@ -1,0 +1,330 @@
+import collections
+import dataclasses
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from ._clock import Clock
+from ._compiler import Compiler, is_ready
+from ._custom_types import Cost
+from ._learner import Aux, Learner, State
+from ._masks import Masks
+from ._misc import at_least
+from ._plan import counts, Ladder, Plan
+from ._policy import AbstractPolicy, BreakEven, Observation, Oracle
+from ._report import table
+from ._timing import Grid, host_cost, Timing
+from ._trace import optimum, Outcome, replay, Trace, Velocity
+
+
+_Sizes = Int[np.ndarray, " axes"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Flight:
+    """A step that was started and not yet looked at."""
+
+    aux: Aux
+    sizes: _Sizes
+    batch: PyTree
+    key: Any
+
+
+class Planner:
+    """Runs the training step, each time under a plan that covers the masks, while a policy
+    decides on the plans. What is planned, measured and compiled meanwhile lies here; what is
+    learned is in the [`dnarch_eqx.State`][] that goes in and comes out.
+
+    Training waits neither for the host nor for compilations: masks are looked at once their
+    step is done, growth is foreseen from how fast they move, and the next step is compiled on
+    another thread while training goes on under the plan it has. Whatever happens, a step that
+    would crop an active position is not accepted: where masks come close to a boundary they
+    are waited for; a step that was started too early leaves the state as it was, and is done
+    again under a larger plan.
+
+    !!! Example
+
+        ```python
+        planner = dn.Planner(learner, masks, buckets)
+        for batch, key in zip(data, keys):
+            state, aux = planner.step(state, batch, key=key)
+        state = planner.finish(state)
+        print(planner.report())
+        ```
+    """
+
+    learner: Learner
+    plan: Plan | None
+
+    def __init__(
+        self,
+        learner: Learner,
+        masks: Masks,
+        buckets: Mapping[str, Ladder],
+        policy: AbstractPolicy = BreakEven(),
+        *,
+        cost: Cost | None = None,
+        background: bool | None = None,
+        in_flight: int = 8,
+    ):
+        """**Arguments:**
+
+        - `learner`: the training step.
+        - `masks`: the masks, for their names and capacities.
+        - `buckets`: the ladders.
+        - `policy`: decides on the plans.
+        - `cost`: what the time of a step goes with, as a function of the sizes. By default
+            the budget's complexity; without a budget the mean share of the capacities.
+        - `background`: whether training goes on during compilations. By default in a single
+            process whose backend can, by a first measurement.
+        - `in_flight`: how many steps may be under way that were not looked at.
+
+        Raises `ValueError` for ladders that do not rise or do not end at the capacity.
+        """
+        at_least("in_flight", in_flight, 1)
+        if cost is None and learner.budget is not None:
+            cost = learner.budget.cost
+        self.learner = learner
+        self.plan = None
+        self._masks, self._buckets = dict(masks), dict(buckets)
+        self._grid = Grid(masks, buckets)
+        self._policy = policy
+        self._memory = policy.init()
+        self._in_flight = in_flight
+        timing = Timing(host_cost(cost, self._grid), compile=0.0, scale=0.0)
+        self._clock = Clock(timing)
+        self._compiler = Compiler(learner, self._grid, self._clock, background)
+        self._sizes: _Sizes | None = None
+        self._switches: list[tuple[int, tuple[int, ...]]] = []
+        self._flight: collections.deque[_Flight] = collections.deque()
+        self._rejected: list[_Flight] = []
+        self._last: weakref.ref[State] | None = None
+        # What was seen: how many steps, when the counts changed, where the masks were last.
+        self._seen = 0
+        self._changes: list[tuple[int, _Sizes]] = []
+        self._reach: np.ndarray | None = None
+        self._velocity = Velocity(len(self._grid.axes))
+
+    def step(
+        self, state: State, batch: PyTree, *, key: jax.Array | None = None
+    ) -> tuple[State, Aux]:
+        """One update of weights and masks, see [`dnarch_eqx.Learner.step`][]. Returns before
+        it is done.
+
+        A compilation that fails is a warning that names its plan, and training goes on under
+        the plan that it has. It is an error only where no compiled step covers the masks:
+        then nothing is lost, and the call can be made again.
+        """
+        if self._last is None or self._last() is not state:
+            self._adopt()
+        self._look()
+        self._decide(state, batch, key)
+        while self._rejected:
+            state = self._again(state)
+            self._decide(state, batch, key)
+        return self._run(state, batch, key)
+
+    def finish(self, state: State) -> State:
+        """To be called after the last step, with its state: waits for all steps, and does
+        those again that were started under a plan that proved too small.
+        """
+        while self._flight and self._last is not None and self._last() is state:
+            self._look(wait=True)
+            state = self._again(state)
+        return state
+
+    @property
+    def timing(self) -> Timing:
+        """What plans cost, as measured until now."""
+        return self._clock.timing
+
+    @property
+    def trace(self) -> Trace:
+        """The active counts of every step that was looked at, to be replayed with other
+        policies, buckets and costs.
+        """
+        if not self._changes:
+            raise ValueError("No step was looked at yet: `state = planner.finish(state)`.")
+        steps, active = zip(*self._changes)
+        return Trace(self._grid.axes, np.array(steps), np.stack(active), self._seen)
+
+    def outcome(self) -> Outcome:
+        """What the plans of this run cost, by the timing measured."""
+        ran = Oracle(tuple((at, sizes) for at, sizes in self._switches if at < self._seen))
+        args = (self._masks, self._buckets, self.timing)
+        return replay(self.trace, ran, *args, keep=self.learner.keep)
+
+    def regret(self) -> float:
+        """What the plans of this run cost over what the best would have, chosen with the
+        whole run known; compilations included.
+        """
+        args = (self._masks, self._buckets, self.timing)
+        best = optimum(self.trace, *args)
+        return self.outcome().seconds / replay(self.trace, best, *args).seconds
+
+    def report(self) -> str:
+        """Every compilation, and what they and the plans cost, as text."""
+        compilations = self.learner.compilations
+        rows = [("step", "seconds", "hidden", "cache", "changes")]
+        for c in compilations:
+            changes = ", ".join(f"{axis} {a}->{b}" for axis, (a, b) in c.changes.items())
+            cells = (f"{c.seconds:.2f}", f"{c.hidden / c.seconds:.0%}")
+            rows.append((str(c.call), *cells, "hit" if c.cached else "miss", changes or "new"))
+        total, hidden = (
+            sum(c.seconds for c in compilations),
+            sum(c.hidden for c in compilations),
+        )
+        mode = "in the background" if self._compiler.background else "while training waits"
+        return (
+            f"{table(rows)}\n\n{len(compilations)} compilations ({mode}): {total:.1f} s, "
+            f"{hidden / max(total, 1e-9):.0%} of it hidden behind steps. Operations over those "
+            f"of exact sizes: {self.outcome().waste:.3f}. Cost over that of the best plans: "
+            f"{self.regret():.2f}."
+        )
+
+    def _adopt(self) -> None:
+        """Another state than the last: what was known of the masks does not hold for it."""
+        self._flight.clear()
+        self._rejected.clear()
+        self._reach = None
+        self._velocity = Velocity(len(self._grid.axes))
+        self._clock.restart()
+
+    def _look(self, wait: bool = False) -> None:
+        """Takes in the steps that are done; waits for those that are too many, or for all."""
+        while self._flight and (
+            wait
+            or self._rejected
+            or len(self._flight) >= self._in_flight
+            # Several processes see the same only if they look at the same step.
+            or (jax.process_count() == 1 and is_ready(self._flight[0].aux.active))
+        ):
+            flight = self._flight.popleft()
+            if not self._see(flight):
+                self._rejected.append(flight)
+
+    def _see(self, flight: _Flight) -> bool:
+        """Whether the step was accepted."""
+        if not np.asarray(flight.aux.covered):
+            return False
+        active = np.asarray(flight.aux.active)
+        self._reach = np.asarray(flight.aux.reach)
+        self._velocity.update(self._reach)
+        if not self._changes or np.any(active != self._changes[-1][1]):
+            self._changes.append((self._seen, active))
+        self._seen += 1
+        if self._compiler.busy:
+            self._clock.restart()  # steps are slower meanwhile
+        else:
+            self._clock.saw(flight.sizes)
+        return True
+
+    def _again(self, state: State) -> State:
+        """Does steps again that were not accepted, in their order."""
+        rejected, self._rejected = self._rejected, []
+        for flight in rejected:
+            self._reach = None
+            self._decide(state, flight.batch, flight.key)
+            state, _ = self._run(state, flight.batch, flight.key)
+        return state
+
+    def _foresee(self, state: State) -> tuple[_Sizes, _Sizes]:
+        """The active counts of `state`, and the largest until a compilation could be done."""
+        velocity, capacity = self._velocity, self._grid.capacity
+        held = lambda reach: np.minimum(np.floor(reach).astype(int), capacity)
+        later = len(self._flight) + 1
+        if (
+            self._reach is None
+            or self._sizes is None
+            or np.any(held(self._reach + later * velocity.peak) > self._sizes)
+        ):
+            # Too close to a boundary to go by what was seen: this waits.
+            now = counts(state.masks)
+            active = np.array([now[axis] for axis in self._grid.axes], int)
+        else:
+            active = np.minimum(held(self._reach), self._sizes)
+        if self._reach is None or self._sizes is None or not self._compiler.background:
+            return active, active
+        step = self.timing.step(self._sizes)
+        horizon = 1.25 * self._compiler.seconds / step if step > 0 else 0.0
+        rising = np.maximum(velocity.mean, 0.0)
+        ahead = held(self._reach + (later + min(horizon, 1e4)) * rising)
+        return active, np.maximum(active, ahead)
+
+    def _decide(self, state: State, batch: PyTree, key) -> None:
+        """Has a plan that covers the masks of `state`, and asks the policy for a better."""
+        active, expected = self._foresee(state)
+        covers = lambda sizes: sizes is not None and bool(np.all(active <= sizes))
+        waiting = self._compiler.busy and not covers(self._sizes)
+        new = self._compiler.receive(wait=waiting)
+        if new is not None and covers(new) and self._wanted(new, expected):
+            self._switch(new)
+        if self._compiler.busy:
+            return
+        held = self._compiler.held()
+        seen = Observation(
+            self._seen + len(self._flight),
+            active,
+            expected,
+            self._velocity.mean,
+            self._sizes,
+            self._grid,
+            self.timing.replace(held=held),
+        )
+        memory, target = self._policy(self._memory, seen)
+        if not covers(target):
+            raise ValueError(
+                f"{self._policy} gave {self._grid.plan(target)}, which does not cover the "
+                f"active counts {dict(zip(self._grid.axes, active.tolist()))}."
+            )
+        if not (self._sizes is not None and np.array_equal(target, self._sizes)):
+            self._get(state, batch, key, target, covers, held)
+        self._memory = memory
+
+    def _wanted(self, sizes: _Sizes, expected: _Sizes) -> bool:
+        """Whether plans that were compiled for what was expected then are good now."""
+        if self._sizes is None or np.any(expected > self._sizes):
+            return True
+        return self.timing.step(sizes) < self.timing.step(self._sizes)
+
+    def _get(self, state: State, batch: PyTree, key, target: _Sizes, covers, held) -> None:
+        """Switches to a plan, or starts to compile it if training can go on under another."""
+        if target.tobytes() in held:
+            return self._switch(target)
+        if not covers(self._sizes):
+            others = [np.frombuffer(other, target.dtype) for other in held]
+            if covering := list(filter(covers, others)):
+                self._switch(min(covering, key=self.timing.step))
+        if covers(self._sizes):
+            if self._compiler.failed(target):
+                return None
+            if self._compiler.background:
+                last = self._flight[-1].aux.active if self._flight else None
+                return self._compiler.later(state, batch, key, target, last)
+        try:
+            self._compiler.now(state, batch, key, target)
+        except Exception as error:
+            if not covers(self._sizes):
+                raise
+            return self._compiler.fail(target, error)
+        self._switch(target)
+
+    def _switch(self, sizes: _Sizes) -> None:
+        # No step may be accepted after one that was not.
+        self._look(wait=True)
+        self._sizes, self.plan = sizes, self._grid.plan(sizes)
+        self._switches.append((self._seen, tuple(sizes.tolist())))
+
+    def _run(self, state: State, batch: PyTree, key) -> tuple[State, Aux]:
+        assert self.plan is not None and self._sizes is not None
+        known, new, aux = self.learner._call(state, batch, self.plan, key)
+        self._compiler.ran(self._sizes, known)
+        for x in (aux.covered, aux.active, aux.reach):
+            x.copy_to_host_async()
+        self._flight.append(_Flight(aux, self._sizes, batch, key))
+        self._last = weakref.ref(new)
+        return new, aux

@@ -1,0 +1,284 @@
+import abc
+import dataclasses
+import math
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from ._misc import at_least
+from ._timing import Grid, Timing
+
+
+_State = TypeVar("_State")
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What a policy sees before a step.
+
+    - `step`: the step, counted from 0.
+    - `active`: the active count of every axis, in the order of the axes' names.
+    - `expected`: the largest counts foreseen until a compilation that starts now is done;
+        at least `active`.
+    - `velocity`: positions a step; negative while an axis shrinks.
+    - `plan`: the present buckets, or `None` before the first step.
+    - `grid`: the ladders. `grid.fit(counts)` gives the smallest buckets that hold counts.
+    - `timing`: what plans cost.
+    """
+
+    step: int
+    active: Int[np.ndarray, " axes"]
+    expected: Int[np.ndarray, " axes"]
+    velocity: Float[np.ndarray, " axes"]
+    plan: Int[np.ndarray, " axes"] | None
+    grid: Grid
+    timing: Timing
+
+    @property
+    def must_grow(self) -> bool:
+        """Whether the present plan does not hold what is active or foreseen."""
+        return self.plan is None or bool(np.any(self.expected > self.plan))
+
+
+class AbstractPolicy(abc.ABC, Generic[_State]):
+    """When to give up a plan, and for which.
+
+    A policy is immutable, and a pure function of its state and an observation: on several
+    processes it decides alike, and a recorded run can be decided again by another. What it
+    answers has to hold `observation.expected`.
+    """
+
+    @abc.abstractmethod
+    def init(self) -> _State:
+        """The state to start from."""
+
+    @abc.abstractmethod
+    def __call__(
+        self, state: _State, observation: Observation
+    ) -> tuple[_State, Int[np.ndarray, " axes"]]:
+        """The next state, and the buckets to run under: `observation.plan` to stay."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryStep(AbstractPolicy[None]):
+    """The smallest plan, always: every boundary that is crossed is a compilation.
+
+    - `headroom`: how many more positions a new plan is to hold, as a share of the active
+        ones.
+    """
+
+    headroom: float = 0.0
+
+    def __post_init__(self):
+        at_least("headroom", self.headroom, 0)
+
+    def init(self) -> None:
+        return None
+
+    def __call__(self, state, observation):
+        return state, observation.grid.fit(_roomy(observation.expected, self.headroom))
+
+
+@dataclasses.dataclass(frozen=True)
+class Every(AbstractPolicy[Any]):
+    """Another policy, but asked only every so many steps, or when the plan has to grow.
+
+    - `steps`: how many.
+    - `policy`: which.
+    """
+
+    steps: int
+    policy: AbstractPolicy = EveryStep()
+
+    def __post_init__(self):
+        at_least("steps", self.steps, 1)
+
+    def init(self) -> Any:
+        return self.policy.init()
+
+    def __call__(self, state, observation):
+        plan = observation.plan
+        if plan is None or observation.step % self.steps == 0 or observation.must_grow:
+            return self.policy(state, observation)
+        return state, plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Hysteresis(AbstractPolicy[None]):
+    """Shrinks once a step would be so much cheaper, whatever the compilation costs.
+
+    - `slack`: how much dearer the present plan may be: 0.25 is 25 %.
+    - `headroom`: of a new plan, see [`dnarch_eqx.EveryStep`][].
+    """
+
+    slack: float = 0.25
+    headroom: float = 0.05
+
+    def __post_init__(self):
+        at_least("slack", self.slack, 0)
+        at_least("headroom", self.headroom, 0)
+
+    def init(self) -> None:
+        return None
+
+    def __call__(self, state, observation):
+        plan, step = observation.plan, observation.timing.step
+        fit = observation.grid.fit(_roomy(observation.expected, self.headroom))
+        if plan is None or observation.must_grow or step(plan) > (1 + self.slack) * step(fit):
+            return state, fit
+        return state, plan
+
+
+@dataclasses.dataclass(frozen=True)
+class BreakEvenState:
+    """- `wasted`: seconds lost to a plan larger than needed, since it was taken.
+    - `ran`: seconds that it ran.
+    - `growths`: how many plans in a row had to grow before they had paid for themselves.
+    """
+
+    wasted: float = 0.0
+    ran: float = 0.0
+    growths: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class BreakEven(AbstractPolicy[BreakEvenState]):
+    r"""Shrinks once the time wasted on the present plan reaches the cost of compiling the
+    next one; grows at once. That is ski rental, jointly for all axes: one compilation shrinks
+    all of those that can.
+
+    **Growing.** The new plan holds the counts of a horizon of $H$ steps at the present
+    velocities, where $H$ minimises $C / H + (s(H) - s(0)) / 2$, the compilation and the
+    mean waste a step ($C$ seconds a compilation, $s(h)$ seconds a step under the plan that
+    holds the counts $h$ steps ahead): the economic order quantity. Plans that have to grow
+    again before they have run for $C$ seconds double their headroom, so that a jump over $n$
+    buckets takes $O(\log n)$ compilations.
+
+    **Competitive ratio.** *On traces that only shrink it pays at most twice what the best
+    sequence of plans, chosen with the whole trace known, pays.* Let $f_t$ be the smallest
+    plan at step $t$, $s$ the seconds of a step, monotone in the plan, $I = \sum_t s(f_t)$
+    the time without waste and $C$ the cost of every compilation. Let there be $k$ switches
+    after the first plan, the $i$-th plan taken at step $t_i$, so that it is $f_{t_i}$, and
+    let $w_i$ be its waste. We switch *before* the step that would bring the waste above $C$,
+    so $w_i \le C$ and our cost is $I + (k + 1) C + \sum_{i=0}^k w_i$. The best sequence
+    either compiles in $(t_i, t_{i+1}]$, at $C$, or runs there under a plan taken at or before
+    $t_i$, which covers $f_{t_i}$ and so wastes at each step as much as ours or more: with
+    the step at which we switched, more than $C$. After $t_k$ it likewise pays at least
+    $\min(C, w_k) = w_k$. So it pays at least $I + (k + 1) C + w_k$, the first plan included,
+    and twice that is $2 I + 2 (k + 1) C + 2 w_k$, more than our $I + (k + 1) C + k C + w_k$.
+
+    If compilations differ in cost, the ratio is 2 times that of the dearest to the
+    cheapest. When traces also grow no constant holds: an adversary can grow right after every
+    shrink. This is the online specialization problem (Hong 2006, DMTCS 8:97), whose best
+    ratio is logarithmic in the number of nested plans.
+
+    - `patience`: how many times its cost has to be wasted before a compilation.
+    - `headroom`: of plans that had to grow again at once; it doubles each time.
+    """
+
+    patience: float = 1.0
+    headroom: float = 0.05
+
+    def __post_init__(self):
+        at_least("patience", self.patience, 0)
+        at_least("headroom", self.headroom, 0)
+
+    def init(self) -> BreakEvenState:
+        return BreakEvenState()
+
+    def __call__(self, state, observation):
+        plan, timing = observation.plan, observation.timing
+        if plan is None:
+            return BreakEvenState(ran=math.inf), observation.grid.fit(observation.expected)
+        if observation.must_grow:
+            again = state.ran < timing.compile
+            growths = state.growths + 1 if again else 0
+            headroom = self.headroom * (2**growths - 1)
+            return BreakEvenState(growths=growths), _grown(observation, headroom)
+        fit = observation.grid.fit(observation.expected)
+        step = timing.step(plan)
+        wasted = state.wasted + max(step - timing.step(fit), 0.0)
+        if np.any(fit != plan) and wasted > self.patience * timing.switch(fit):
+            return BreakEvenState(ran=math.inf), fit
+        ran = state.ran + step
+        return BreakEvenState(wasted, ran, state.growths), plan
+
+
+@dataclasses.dataclass(frozen=True)
+class AtMost(AbstractPolicy[Any]):
+    """Another policy, until it has had so many plans; from then on plans only grow, and by
+    half at least.
+
+    - `plans`: how many.
+    - `policy`: which.
+    """
+
+    plans: int
+    policy: AbstractPolicy = BreakEven()
+
+    def __post_init__(self):
+        at_least("plans", self.plans, 1)
+
+    def init(self) -> Any:
+        return 0, self.policy.init()
+
+    def __call__(self, state, observation):
+        taken, inner = state
+        plan = observation.plan
+        if plan is None or taken < self.plans:
+            inner, sizes = self.policy(inner, observation)
+            changed = plan is None or bool(np.any(sizes != plan))
+            return (taken + int(changed), inner), sizes
+        if observation.must_grow:
+            roomy = observation.grid.fit(_roomy(observation.expected, 0.5))
+            return state, np.maximum(roomy, plan)
+        return state, plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Oracle(AbstractPolicy[int]):
+    """Takes plans at steps that were chosen beforehand, say by [`dnarch_eqx.optimum`][]. A
+    run that turns out otherwise grows when it has to.
+
+    - `switches`: pairs of a step and the buckets from then on, by step.
+    """
+
+    switches: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def __post_init__(self):
+        steps = [step for step, _ in self.switches]
+        if steps != sorted(set(steps)):
+            raise ValueError(f"`switches` must be in the order of their steps, got {steps}.")
+
+    def init(self) -> int:
+        return 0
+
+    def __call__(self, state, observation):
+        plan = observation.plan
+        while state < len(self.switches) and self.switches[state][0] <= observation.step:
+            plan = np.array(self.switches[state][1], int)
+            state += 1
+        if plan is None or np.any(observation.active > plan):
+            plan = observation.grid.fit(observation.expected)
+        return state, plan
+
+
+def _grown(observation: Observation, headroom: float) -> Int[np.ndarray, " axes"]:
+    """The plan to grow to: with room for as many steps as make up for a compilation."""
+    fit, timing = observation.grid.fit, observation.timing
+    rising = np.maximum(observation.velocity, 0.0)
+    ahead = lambda steps: np.ceil(observation.expected + steps * rising - 1e-9).astype(int)
+    tight = timing.step(fit(observation.expected))
+    price = lambda steps: (
+        timing.compile / steps + 0.5 * (timing.step(fit(ahead(steps))) - tight)
+    )
+    # Beyond, every axis that moves at all would be at its capacity.
+    moving = timing.scale > 0 and bool(np.any(rising > 0))
+    horizon = min((2**i for i in range(21)), key=price) if moving else 0
+    return fit(_roomy(ahead(horizon), headroom))
+
+
+def _roomy(counts: Int[np.ndarray, " axes"], headroom: float) -> Int[np.ndarray, " axes"]:
+    # Rounded down: a depth of 4 has no room at 0.1.
+    return np.floor(counts * (1 + headroom)).astype(int)

@@ -1,0 +1,368 @@
+import itertools as it
+import threading
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from helpers import close, filled, noise
+
+import dnarch_eqx as dn
+from dnarch_eqx import _planner
+from dnarch_eqx._programs import Program
+
+
+LADDERS = {"h": tuple(range(2, 25, 2)), "k": tuple(range(2, 25, 2))}
+
+
+@pytest.fixture(autouse=True)
+def standard():
+    """Optax relies on JAX's standard promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+class Net(eqx.Module):
+    layers: list[eqx.nn.Linear]
+
+    def __init__(self, key):
+        sizes = [2, 24, 24, 1]
+        self.layers = [
+            eqx.nn.Linear(*pair, key=k) for pair, k in zip(it.pairwise(sizes), jr.split(key, 3))
+        ]
+
+    def __call__(self, x):
+        for layer in self.layers[:-1]:
+            x = jnp.tanh(layer(x))
+        return self.layers[-1](x)
+
+
+def axes_of(net):
+    declared = {
+        lambda m: m.layers[0].weight: dn.Axes("h", None),
+        lambda m: m.layers[0].bias: dn.Axes("h"),
+        lambda m: m.layers[1].weight: dn.Axes("k", dn.gated("h")),
+        lambda m: m.layers[1].bias: dn.Axes("k"),
+        lambda m: m.layers[2].weight: dn.Axes(None, dn.gated("k")),
+    }
+    return dn.declare(net, lambda m: [node(m) for node in declared], list(declared.values()))
+
+
+def masks_of(h: float = 14.0, k: float = 11.0):
+    return {
+        "h": dn.Sigmoid(24, size=h, temperature=16.0),
+        "k": dn.Sigmoid(24, size=k, temperature=16.0),
+    }
+
+
+def squares(net, batch, key):
+    del key
+    x, y = batch
+    return jnp.mean((jax.vmap(net)(x) - y) ** 2)
+
+
+def batches(key, steps: int):
+    for k in jr.split(key, steps):
+        x = noise(k, 8, 2)
+        yield x, jnp.sin(2 * x[:, :1]) * x[:, 1:]
+
+
+def jumping(rate: float = 0.01) -> optax.GradientTransformation:
+    """As fast as an optimizer can be: after every second update every mask lies somewhere
+    else in its range.
+    """
+
+    def init(params):
+        del params
+        return jnp.zeros((), jnp.int32)
+
+    def update(updates, step, params):
+        model, masks = params
+        offsets = jr.uniform(jr.fold_in(jr.key(7), step // 2), (2,), minval=-1.0, maxval=1.1)
+        moved = {
+            axis: eqx.tree_at(lambda m: m.offset, mask, to - mask.offset)
+            for (axis, mask), to in zip(sorted(masks.items()), offsets)
+        }
+        moved = {
+            axis: eqx.tree_at(lambda m: m.temperature, mask, jnp.zeros_like(mask.temperature))
+            for axis, mask in moved.items()
+        }
+        scaled = jax.tree_util.tree_map(lambda g: -rate * g, updates[0])
+        del model
+        return (scaled, moved), step + 1
+
+    return optax.GradientTransformation(init, update)
+
+
+def learner_of(net, optim=None, size: float = 6.0, **kwargs):
+    cost = dn.parameter_cost(net, axes_of(net))
+    budget = dn.Budget(cost, {"h": size, "k": size}, weight=1.0)
+    optim = dn.adamw(0.02, steps=100, warmup=5) if optim is None else optim
+    return dn.Learner(squares, optim, axes_of(net), budget, **kwargs)
+
+
+@pytest.fixture
+def net(getkey):
+    return filled(Net, getkey())
+
+
+def train(planner, state, data):
+    auxes = []
+    for batch in data:
+        state, aux = planner.step(state, batch)
+        auxes.append(aux)
+    return planner.finish(state), auxes
+
+
+def full_run(net, masks, data, optim=None):
+    learner = learner_of(net, optim, strict=False)
+    state = learner.init(net, masks)
+    active = []
+    for batch in data:
+        state, aux = learner.step(state, batch, dn.Plan())
+        active.append(np.asarray(aux.active))
+    return state, np.stack(active)
+
+
+#
+# The run is that of the full-capacity network, whatever decides.
+#
+
+
+POLICIES = [dn.EveryStep(), dn.Every(7), dn.Hysteresis(), dn.BreakEven(), dn.AtMost(3)]
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda p: type(p).__name__)
+def test_a_run_is_that_of_the_full_network(policy, background, x64, getkey):
+    net, key, masks = filled(Net, getkey()), getkey(), masks_of()
+    wanted, active = full_run(net, masks, batches(key, 40))
+    planner = dn.Planner(learner_of(net), masks, LADDERS, policy, background=background)
+    state = planner.learner.init(net, masks)
+    state, auxes = train(planner, state, batches(key, 40))
+    assert int(state.step) == 40
+    close((state.model, state.masks), (wanted.model, wanted.masks), rtol=1e-8)
+    assert len(np.unique(active, axis=0)) > 5, "boundaries were crossed"
+    np.testing.assert_array_equal(planner.trace.every_step(), active)
+    if not background:
+        assert all(aux.covered for aux in auxes)
+    if policy == dn.EveryStep() and not background:
+        # As tight as buckets of 2 are, but for the steps that were not yet looked at.
+        fits = dn.Grid(masks, LADDERS).fit
+        cost = planner.timing.cost
+        tight = np.mean([cost(fits(row)) / cost(row) for row in active])
+        assert tight <= planner.outcome().waste < 1.1 * tight
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("in_flight", [1, 6])
+def test_masks_that_jump_are_covered(in_flight, background, x64, getkey):
+    net, key, masks = filled(Net, getkey()), getkey(), masks_of()
+    wanted, active = full_run(net, masks, batches(key, 14), jumping())
+    learner = learner_of(net, jumping(), keep=30)
+    planner = dn.Planner(
+        learner,
+        masks,
+        {"h": (4, 8, 16, 24), "k": (4, 8, 16, 24)},
+        dn.EveryStep(),
+        background=background,
+        in_flight=in_flight,
+    )
+    state, auxes = train(planner, learner.init(net, masks), batches(key, 14))
+    # Accepted once each, in their order, whether at once or when they were done again.
+    assert int(state.step) == 14
+    np.testing.assert_array_equal(planner.trace.every_step(), active)
+    close((state.model, state.masks), (wanted.model, wanted.masks), rtol=1e-8)
+    assert np.abs(np.diff(active, axis=0)).max() > 8, "they did jump"
+    if in_flight == 6:
+        assert not all(aux.covered for aux in auxes), "some were started too early"
+
+
+def test_another_state_is_looked_at_anew(net, getkey):
+    """A checkpoint of larger masks, say, restored in the middle of a run."""
+    masks = masks_of()
+    learner = learner_of(net)
+    planner = dn.Planner(learner, masks, LADDERS, dn.EveryStep(), background=False)
+    small, large = learner.init(net, masks), learner.init(net, masks_of(23.0, 23.0))
+    for state in (small, large, small):
+        state, aux = planner.step(state, next(batches(getkey(), 1)))
+        assert aux.covered
+
+
+def test_masks_far_from_a_boundary_are_not_waited_for(net, getkey, monkeypatch):
+    masks = masks_of(10.5, 10.5)
+    learner = learner_of(net, dn.adamw(1e-6, steps=100))
+    planner = dn.Planner(learner, masks, {"h": (16, 24), "k": (16, 24)}, background=True)
+    state, _ = planner.step(learner.init(net, masks), next(batches(getkey(), 1)))
+    jax.block_until_ready(state)
+    state, _ = planner.step(state, next(batches(getkey(), 1)))
+
+    def refuse(masks):
+        raise AssertionError("looked at the masks")
+
+    monkeypatch.setattr(_planner, "counts", refuse)
+    for batch in batches(getkey(), 20):
+        state, _ = planner.step(state, batch)
+    assert int(planner.finish(state).step) == 22
+
+
+def test_in_the_background_training_goes_on(net, getkey, monkeypatch):
+    go = threading.Event()
+    compile = Program.compile
+    main = threading.get_ident()
+
+    def slow(self):
+        if threading.get_ident() != main:
+            assert go.wait(60)
+        return compile(self)
+
+    monkeypatch.setattr(Program, "compile", slow)
+    masks = masks_of()
+    learner = learner_of(net)
+    large, small = dn.Plan({"h": 24, "k": 24}), dn.Plan({"h": 16, "k": 16})
+    policy = dn.Oracle(((0, (24, 24)), (3, (16, 16))))
+    planner = dn.Planner(learner, masks, LADDERS, policy, background=True)
+    state = learner.init(net, masks)
+    data = batches(getkey(), 30)
+    for batch in it.islice(data, 15):
+        state, _ = planner.step(state, batch)
+        assert planner.plan == large
+    go.set()
+    while planner._compiler.busy:
+        state, aux = planner.step(state, next(data))
+    assert planner.plan == small and aux.covered
+    first, second = learner.compilations
+    assert (first.plan, first.hidden, first.changes) == (large, 0.0, {})
+    assert second.plan == small and second.hidden >= second.compiling > 0
+    assert second.changes == {"h": (24, 16), "k": (24, 16)}
+    report = planner.report()
+    assert "2 compilations (in the background)" in report and "h 24->16, k 24->16" in report
+
+
+#
+# Failures.
+#
+
+
+class Full(Exception):
+    pass
+
+
+def failing(monkeypatch, sizes):
+    """Compilations of networks of these widths fail."""
+    compile = Program.compile
+
+    def fail(self):
+        if any(f"tensor<{h}x2x" in self.lowered.as_text() for h in sizes):
+            raise Full("RESOURCE_EXHAUSTED")
+        return compile(self)
+
+    monkeypatch.setattr(Program, "compile", fail)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_plan_that_cannot_be_compiled(background, net, getkey, monkeypatch):
+    failing(monkeypatch, [16])
+    masks = masks_of()
+    learner = learner_of(net)
+    policy = dn.Oracle(((0, (24, 24)), (3, (16, 16)), (5, (20, 20))))
+    planner = dn.Planner(learner, masks, LADDERS, policy, background=background)
+    state = learner.init(net, masks)
+    data = batches(getkey(), 100)
+    with pytest.warns(UserWarning, match=r"Plan\(h=16, k=16\) failed.*RESOURCE_EXHAUSTED"):
+        for batch in it.islice(data, 5):
+            state, _ = planner.step(state, batch)
+        while planner._compiler.busy:
+            state, _ = planner.step(state, next(data))
+    assert planner.plan == dn.Plan({"h": 24, "k": 24})
+    steps = 5
+    while planner.plan != dn.Plan({"h": 20, "k": 20}):
+        state, _ = planner.step(state, next(data))
+        steps += 1
+        assert steps < 90
+    assert planner.finish(state).step >= steps
+
+
+def test_a_larger_plan_stands_in_for_one_that_fails(net, getkey, monkeypatch):
+    masks = masks_of(14.0)
+    learner = learner_of(net)
+    ladders = {"h": (16, 20, 24), "k": (16, 20, 24)}
+    planner = dn.Planner(learner, masks, ladders, dn.EveryStep(), background=False)
+    state = learner.init(net, masks_of(22.0, 22.0))
+    state, _ = planner.step(state, next(batches(getkey(), 1)))
+    state, _ = planner.step(learner.init(net, masks), next(batches(getkey(), 1)))
+    assert planner.plan == dn.Plan({"h": 16, "k": 16})
+    failing(monkeypatch, [20])
+    with pytest.warns(UserWarning, match=r"Plan\(h=20, k=16\) failed"):
+        state, aux = planner.step(learner.init(net, masks_of(18.0)), next(batches(getkey(), 1)))
+    assert aux.covered and planner.plan == dn.Plan({"h": 24, "k": 24})
+
+
+@pytest.mark.parametrize("error", [Full("no memory"), KeyboardInterrupt()])
+def test_where_nothing_covers_the_error_is_the_callers(error, net, getkey, monkeypatch):
+    masks = masks_of()
+    learner = learner_of(net)
+    planner = dn.Planner(learner, masks, LADDERS, background=False)
+    state = learner.init(net, masks)
+    batch = next(batches(getkey(), 1))
+    with monkeypatch.context() as patch:
+
+        def fail(self):
+            raise error
+
+        patch.setattr(Program, "compile", fail)
+        with pytest.raises(type(error)):
+            planner.step(state, batch)
+    new, aux = planner.step(state, batch)
+    assert aux.covered and int(new.step) == 1, "nothing was lost"
+
+
+def test_bad_arguments(net):
+    masks, learner = masks_of(), learner_of(net)
+    with pytest.raises(ValueError, match="`in_flight` must be at least 1, got 0"):
+        dn.Planner(learner, masks, LADDERS, in_flight=0)
+    with pytest.raises(ValueError, match="axis 'h' must be increasing.*capacity 24"):
+        dn.Planner(learner, masks, LADDERS | {"h": (8, 16)})
+    with pytest.raises(ValueError, match="axis 'k' must be increasing"):
+        dn.Planner(learner, masks, LADDERS | {"k": (8, 8, 24)})
+    with pytest.raises(ValueError, match=r"without a mask: \['z'\]"):
+        dn.Planner(learner, masks, LADDERS | {"z": (8,)})
+    with pytest.raises(ValueError, match="No step was looked at"):
+        dn.Planner(learner, masks, LADDERS).trace  # noqa: B018
+
+
+def test_a_policy_that_does_not_cover(net, getkey):
+    class Small(dn.EveryStep):
+        def __call__(self, state, observation):
+            return state, np.full(2, 2)
+
+    masks, learner = masks_of(), learner_of(net)
+    planner = dn.Planner(learner, masks, LADDERS, Small(), background=False)
+    with pytest.raises(ValueError, match=r"gave Plan\(h=2, k=2\), which does not cover"):
+        planner.step(learner.init(net, masks), next(batches(getkey(), 1)))
+
+
+#
+# Accounts.
+#
+
+
+def test_outcome_and_regret(net, getkey):
+    masks, learner = masks_of(), learner_of(net)
+    planner = dn.Planner(learner, masks, LADDERS, dn.EveryStep(), background=False)
+    train(planner, learner.init(net, masks), batches(getkey(), 40))
+    ran = planner.outcome()
+    assert ran.compilations == len(learner.compilations)
+    assert [plan for _, plan in ran.plans] == [c.plan for c in learner.compilations]
+    assert ran.compiling == pytest.approx(ran.compilations * planner.timing.compile)
+    cost = dn.parameter_cost(net, axes_of(net))
+    rows = [dict(zip("hk", map(float, row))) for row in planner.trace.every_step()]
+    scale, overhead = planner.timing.scale, planner.timing.overhead
+    stepping = sum(overhead + scale * float(cost(row)) for row in rows)
+    assert ran.stepping == pytest.approx(stepping, rel=1e-4)
+    best = dn.optimum(planner.trace, masks, LADDERS, planner.timing)
+    paid = dn.replay(planner.trace, best, masks, LADDERS, planner.timing)
+    assert planner.regret() == pytest.approx(ran.seconds / paid.seconds) and paid.seconds > 0
