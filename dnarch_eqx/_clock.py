@@ -72,6 +72,13 @@ def from_first(x: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(x))
 
 
+def everywhere(flag: bool) -> bool:
+    """Whether all processes say so."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.all(multihost_utils.process_allgather(np.array(flag))))
+
+
 @ft.cache
 def overlap() -> float:
     """How fast this backend runs steps while another thread compiles, over how fast it does

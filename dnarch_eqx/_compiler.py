@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Int, PyTree
 
-from ._clock import Clock, overlap
+from ._clock import Clock, everywhere, overlap
 from ._learner import Learner, State
 from ._plan import Plan
 from ._programs import Program
-from ._timing import Grid
+from ._timing import Grid, Timing
 
 
 _Sizes = Int[np.ndarray, " axes"]
@@ -45,6 +44,7 @@ class Compiler:
         self._known: dict[bytes, Hashable] = {}
         self._failed: set[Plan] = set()
         self._lasted = 0.0
+        self._offer: tuple[Timing, Timing] | None = None
 
     @property
     def background(self) -> bool:
@@ -68,10 +68,14 @@ class Compiler:
         """How long the last compilation lasted, tracing included."""
         return self._lasted
 
-    def held(self) -> frozenset[bytes]:
-        """The sizes of the plans whose steps can run at once."""
+    def timing(self) -> Timing:
+        """What plans cost now: nothing to switch to, if they are compiled."""
         programs = self._learner._programs
-        return frozenset(key for key, known in self._known.items() if known in programs)
+        held = frozenset(key for key, known in self._known.items() if known in programs)
+        measured = self._clock.timing
+        if self._offer is None or self._offer[0] is not measured or self._offer[1].held != held:
+            self._offer = measured, measured.replace(held=held)
+        return self._offer[1]
 
     def failed(self, sizes: _Sizes) -> bool:
         return self._grid.plan(sizes) in self._failed
@@ -109,22 +113,22 @@ class Compiler:
         there is a warning, and `None`.
         """
         pending = self._pending
-        if pending is None or not (wait or self._done(pending)):
+        # Several processes switch at the same step, once all of them can.
+        if pending is None or not (wait or everywhere(pending.future.done())):
             return None
         start = time.perf_counter()
         self._pending = None
         self._clock.restart()
-        try:
-            program = pending.future.result()
-        except Exception as error:
-            self.fail(pending.sizes, error)
+        error = pending.future.exception()
+        if not everywhere(error is None):
+            self.fail(pending.sizes, error or RuntimeError("it did on another process"))
             return None
-        hidden = max(program.compiling - (time.perf_counter() - start), 0.0)
-        hidden += program.tracing if pending.behind else 0.0
-        self._take(pending.known, pending.sizes, program, hidden)
+        hidden = max(pending.program.compiling - (time.perf_counter() - start), 0.0)
+        hidden += pending.program.tracing if pending.behind else 0.0
+        self._take(pending.known, pending.sizes, pending.program, hidden)
         return pending.sizes
 
-    def fail(self, sizes: _Sizes, error: Exception) -> None:
+    def fail(self, sizes: _Sizes, error: BaseException) -> None:
         """Notes, and says, that a plan cannot be had."""
         plan = self._grid.plan(sizes)
         self._failed.add(plan)
@@ -140,13 +144,6 @@ class Compiler:
         # Steps go on meanwhile, but slower.
         speed = overlap() if hidden > 0 else 0.0
         self._clock.compiled(self._lasted - speed * hidden)
-
-    def _done(self, pending: _Pending) -> bool:
-        done = pending.future.done()
-        if jax.process_count() == 1:
-            return done
-        # All processes switch at the same step.
-        return bool(np.all(multihost_utils.process_allgather(np.array(done))))
 
 
 def is_ready(x: Any) -> bool:

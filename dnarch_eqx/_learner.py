@@ -20,7 +20,7 @@ from ._masks import AbstractMask, Masks
 from ._materialize import materialize
 from ._misc import at_least
 from ._plan import check_covers, Plan
-from ._programs import check_allowed, Program, Programs, signature
+from ._programs import check_allowed, Program, Programs, Signature
 from ._sizes import Budget, project
 
 
@@ -130,7 +130,7 @@ class Learner:
         self._plan: Plan | None = None
         self._programs = Programs(keep)
         # The last state given out and its signature, which need not be found out again.
-        self._last: tuple[weakref.ref[State], Hashable] | None = None
+        self._last: tuple[weakref.ref[State], Signature] | None = None
 
     def init(self, model: PyTree, masks: Masks) -> State:
         """The state to start from.
@@ -218,11 +218,13 @@ class Learner:
         """
         return self._trace(state, batch, plan, key=key).lowered
 
-    def _signature(self, state: State, batch: PyTree, plan: Plan, key) -> Any:
+    def _signature(
+        self, state: State, batch: PyTree, plan: Plan, key
+    ) -> tuple[Signature, Signature, Plan]:
         """What the compiled step of these arguments is known by."""
         if self._last is not None and self._last[0]() is state:
-            return self._last[1], signature((batch, key)), plan
-        return signature(state), signature((batch, key)), plan
+            return self._last[1], Signature(batch, key), plan
+        return Signature(state), Signature(batch, key), plan
 
     def _trace(
         self, state: State, batch: PyTree, plan: Plan, *, key: jax.Array | None = None

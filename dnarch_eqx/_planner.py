@@ -265,7 +265,7 @@ class Planner:
             self._switch(new)
         if self._compiler.busy:
             return
-        held = self._compiler.held()
+        timing = self._compiler.timing()
         seen = Observation(
             self._seen + len(self._flight),
             active,
@@ -273,7 +273,7 @@ class Planner:
             self._velocity.mean,
             self._sizes,
             self._grid,
-            self.timing.replace(held=held),
+            timing,
         )
         memory, target = self._policy(self._memory, seen)
         if not covers(target):
@@ -282,7 +282,7 @@ class Planner:
                 f"active counts {dict(zip(self._grid.axes, active.tolist()))}."
             )
         if not (self._sizes is not None and np.array_equal(target, self._sizes)):
-            self._get(state, batch, key, target, covers, held)
+            self._get(state, batch, key, target, covers, timing.held)
         self._memory = memory
 
     def _wanted(self, sizes: _Sizes, expected: _Sizes) -> bool:
@@ -323,8 +323,9 @@ class Planner:
         assert self.plan is not None and self._sizes is not None
         known, new, aux = self.learner._call(state, batch, self.plan, key)
         self._compiler.ran(self._sizes, known)
-        for x in (aux.covered, aux.active, aux.reach):
-            x.copy_to_host_async()
+        if jax.default_backend() != "cpu":
+            for x in (aux.covered, aux.active, aux.reach):
+                x.copy_to_host_async()
         self._flight.append(_Flight(aux, self._sizes, batch, key))
         self._last = weakref.ref(new)
         return new, aux

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,10 +28,27 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, _ARRAYS)
 
 
-def signature(tree: PyTree) -> Hashable:
-    """All that a compiled function depends on but the arrays' values."""
-    leaves, treedef = jtu.tree_flatten(tree)
-    return treedef, tuple(map(_leaf, leaves))
+class Signature:
+    """All that a compiled function depends on but the arrays' values. Hashed once: it has
+    hundreds of entries.
+    """
+
+    __slots__ = ("_hash", "_of")
+
+    def __init__(self, *trees: PyTree):
+        leaves, treedef = jtu.tree_flatten(trees)
+        self._of = treedef, tuple(map(_leaf, leaves))
+        self._hash = hash(self._of)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, Signature)
+            and self._hash == other._hash
+            and self._of == other._of
+        )
 
 
 def _leaf(x: Any) -> Hashable:
@@ -116,9 +134,6 @@ class Programs:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._held
 
-    def keys(self) -> list[Hashable]:
-        return list(self._held)
-
     def get(self, key: Hashable) -> Program | None:
         if key in self._held:
             self._held.move_to_end(key)
@@ -189,15 +204,15 @@ def forbid_compilation() -> Iterator[None]:
         _forbidden.reset(token)
 
 
-def persistent_cache(folder: str, *, at_least: float = 0.0) -> None:
+def persistent_cache(folder: str | Path, *, at_least: float = 0.0) -> None:
     """Turns on JAX's persistent compilation cache, so that a plan that this or another run
     has compiled is read from disk. What tracing takes is not saved.
 
     **Arguments:**
 
-    - `folder`: where. Only what this process may trust: JAX executes what it finds there.
+    - `folder`: where; `~` is the home. Only what this process may trust: JAX executes what it finds there.
     - `at_least`: seconds that a compilation has to take to be written.
     """
-    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", at_least)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -1,0 +1,109 @@
+"""What the planner does on the host between two steps: it looks at the masks of the steps that
+are done, foresees, asks its policy, and notes. 40 axes.
+
+- `host/microseconds`: a step of the planner but for starting the step itself, the median.
+- `host/starting`: starting the step, beside it: flattening the state, calling the program.
+- `host/ahead`: how many steps a planner could start before the first of them was done, on a
+  network whose steps take long: as many as may be in flight, if nothing waits for the device.
+"""
+
+import statistics
+import time
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Float
+
+import dnarch_eqx as dn
+from benchmarks._common import finish, Row
+
+
+_AXES, _STEPS, _IN_FLIGHT = 40, 300, 8
+
+
+class Layers(eqx.Module):
+    """A residual network, the hidden width of each of whose layers is learned. `repeats`
+    makes it slow.
+    """
+
+    up: list[Array]
+    down: list[Array]
+    repeats: int = eqx.field(static=True)
+
+    def __init__(self, width: int, capacity: int, repeats: int, key: Array):
+        keys = jr.split(key, 2 * _AXES)
+        self.up = [jr.normal(k, (capacity, width)) / width for k in keys[:_AXES]]
+        self.down = [jr.normal(k, (width, capacity)) / capacity for k in keys[_AXES:]]
+        self.repeats = repeats
+
+    def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch width"]:
+        def layers(_, x):
+            for up, down in zip(self.up, self.down):
+                x = x + jnp.tanh(x @ up.T) @ down.T
+            return x
+
+        return jax.lax.fori_loop(0, self.repeats, layers, x)
+
+
+def run(path: Path | None) -> None:
+    planner, state, batch = _setup(width=8, repeats=1, batch=4)
+    starting = [0.0]
+    call = planner.learner._call
+
+    def timed(*args):
+        start = time.perf_counter()
+        out = call(*args)
+        starting.append(time.perf_counter() - start)
+        return out
+
+    planner.learner._call = timed  # pyright: ignore[reportAttributeAccessIssue]
+    host = []
+    for _ in range(_STEPS):
+        start = time.perf_counter()
+        state, _ = planner.step(state, batch)
+        host.append(time.perf_counter() - start - starting[-1])
+        jax.block_until_ready(state)
+    rows = [
+        Row("host/microseconds", 1e6 * statistics.median(host[20:]), "us", "<= 200"),
+        Row("host/starting", 1e6 * statistics.median(starting[20:]), "us"),
+        Row("host/ahead", _ahead(), "steps", f"= {_IN_FLIGHT}"),
+    ]
+    finish(rows, path)
+
+
+def _ahead() -> int:
+    planner, state, batch = _setup(width=128, repeats=20, batch=512)
+    for _ in range(3):
+        state, _ = planner.step(state, batch)
+        jax.block_until_ready(state)
+    auxes = []
+    while not auxes or not auxes[0].loss.is_ready():
+        state, aux = planner.step(state, batch)
+        auxes.append(aux)
+    return len(auxes) - 1
+
+
+def _setup(width: int, repeats: int, batch: int):
+    model = Layers(width, 64, repeats, jr.key(0))
+    names = [f"layers.{i:02d}" for i in range(_AXES)]
+    masks = {name: dn.Sigmoid(64, size=40) for name in names}
+    where = lambda m: (*m.up, *m.down)
+    axes = dn.declare(
+        model,
+        where,
+        [
+            *(dn.Axes(name, None) for name in names),
+            *(dn.Axes(None, dn.gated(name)) for name in names),
+        ],
+    )
+    loss = lambda net, batch, key: jnp.mean(net(batch) ** 2)
+    budget = dn.Budget(dn.parameter_cost(model, axes), {name: 32.0 for name in names})
+    learner = dn.Learner(loss, optax.sgd(1e-6), axes, budget, strict=False)
+    planner = dn.Planner(
+        learner, masks, dn.buckets(masks), background=True, in_flight=_IN_FLIGHT
+    )
+    return planner, learner.init(model, masks), jnp.ones((batch, width))
