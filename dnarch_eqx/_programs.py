@@ -45,9 +45,7 @@ class Signature:
 
     def __eq__(self, other: object) -> bool:
         return self is other or (
-            isinstance(other, Signature)
-            and self._hash == other._hash
-            and self._of == other._of
+            isinstance(other, Signature) and self._hash == other._hash and self._of == other._of
         )
 
 
@@ -210,7 +208,8 @@ def persistent_cache(folder: str | Path, *, at_least: float = 0.0) -> None:
 
     **Arguments:**
 
-    - `folder`: where; `~` is the home. Only what this process may trust: JAX executes what it finds there.
+    - `folder`: where; `~` is the home. Only what this process may trust: JAX executes what
+        it finds there.
     - `at_least`: seconds that a compilation has to take to be written.
     """
     jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))

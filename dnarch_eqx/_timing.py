@@ -45,6 +45,7 @@ class Grid:
         return np.take_along_axis(self._ladders, index[:, None], 1)[:, 0]
 
     def plan(self, sizes: Int[np.ndarray, " axes"]) -> Plan:
+        """The plan of these buckets."""
         return Plan(dict(zip(self.axes, sizes.tolist())))
 
     def sizes(self, plan: Mapping[str, int]) -> Int[np.ndarray, " axes"]:
@@ -77,6 +78,7 @@ class Timing:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
 
     def replace(self, **changes: Any) -> "Timing":
+        """The same with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def step(self, sizes: Int[np.ndarray, " axes"]) -> float:

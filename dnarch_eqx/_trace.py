@@ -49,6 +49,7 @@ class Trace:
         return np.diff(np.append(self.steps, self.length))
 
     def save(self, path: Path) -> None:
+        """Writes it to a file (`.npz`)."""
         np.savez_compressed(
             path,
             axes=np.array(self.axes),
@@ -59,6 +60,7 @@ class Trace:
 
     @staticmethod
     def load(path: Path) -> "Trace":
+        """What [`dnarch_eqx.Trace.save`][] wrote."""
         with np.load(path, allow_pickle=False) as file:
             return Trace(
                 tuple(file["axes"].tolist()),
@@ -90,6 +92,7 @@ class Outcome:
 
     @property
     def seconds(self) -> float:
+        """All of it."""
         return self.compiling + self.stepping
 
     @property

@@ -17,9 +17,9 @@ PARTS = ("in", "mid", "out")
 
 
 def ccnn(shape, depth, width, *, hidden=1):
-    return shaped(
-        lambda k: nn.CCNN(1, 1, shape, depth=depth, width=width, hidden=hidden, key=k)
-    )
+    # Appx. C counts FFTs, so no transform may be a product with a matrix.
+    sizes = dict(depth=depth, width=width, hidden=hidden)
+    return shaped(lambda k: nn.CCNN(1, 1, shape, **sizes, transform="fft", key=k))
 
 
 def by_hand(sizes, shape, depth, width):

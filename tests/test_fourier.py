@@ -1,3 +1,4 @@
+import functools as ft
 import itertools as it
 import math
 
@@ -9,6 +10,9 @@ from helpers import _FAST, close, noise, outcome
 
 import dnarch_eqx as dn
 from dnarch_eqx.nn import fourier_convolution, resize, spatial_convolution
+from dnarch_eqx.nn._choices import choose_method, choose_transform
+from dnarch_eqx.nn._fourier import convolution_transforms
+from dnarch_eqx.nn._transforms import pass_band, to_space
 
 
 # Both references are matrices, one an axis, written down from the definitions in float64:
@@ -71,6 +75,10 @@ def by_hand(x, kernel, low_pass):
     return out.reshape(x.shape[0], *(matrix.shape[1] for matrix in matrices))
 
 
+fft, dft = (ft.partial(fourier_convolution, transform=how) for how in ("fft", "dft"))
+METHODS = {"fft": fft, "dft": dft, "spatial": spatial_convolution}
+
+
 def run(method, *args):
     """Compiled at once and cheaply: faster than operation by operation."""
     return jax.jit(method, compiler_options=_FAST)(*args)
@@ -95,7 +103,8 @@ def test_every_kernel_extent(n, getkey, x64):
     for k in range(1, n + 2, 2):
         kernel = noise(getkey(), 2, k)
         wanted = direct(x, kernel)
-        close(run(fourier_convolution, x, kernel, [None]), wanted, what=f"{k} taps")
+        for name, method in METHODS.items():
+            close(run(method, x, kernel, [None]), wanted, what=f"{name}, {k} taps")
         close(run(by_hand, x, kernel, [None]), wanted, what="the references")
 
 
@@ -113,8 +122,8 @@ def test_convolution_of_several_axes(space, window, getkey, x64):
     x, kernel = noise(getkey(), 2, *space), noise(getkey(), 2, *window)
     wanted = direct(x, kernel)
     none = [None] * len(space)
-    close(run(fourier_convolution, x, kernel, none), wanted)
-    close(run(spatial_convolution, x, kernel, none), wanted)
+    for name, method in METHODS.items():
+        close(run(method, x, kernel, none), wanted, what=name)
 
 
 @pytest.mark.parametrize(
@@ -135,25 +144,25 @@ def test_convolution_of_several_axes(space, window, getkey, x64):
     ),
 )
 def test_filtered_convolution(space, window, reduced, getkey, x64):
-    """Both methods, values and gradients, against matrices."""
+    """All methods, values and gradients, against matrices."""
     x, kernel = noise(getkey(), 2, *space), noise(getkey(), 2, *window)
     low_pass = tuple(None if m is None else noise(getkey(), m) for m in reduced)
     wanted = outcome(lambda args, _: by_hand(*args), (x, kernel, low_pass), {})
     assert wanted[0].shape == (2, *(n if m is None else m for n, m in zip(space, reduced)))
-    for method in (fourier_convolution, spatial_convolution):
+    for name, method in METHODS.items():
         got = outcome(lambda args, _: method(*args), (x, kernel, low_pass), {})
-        close(got, wanted, what=method.__name__)
+        close(got, wanted, what=name)
 
 
 def test_float32_is_as_precise(getkey):
     x, kernel = noise(getkey(), 3, 60), noise(getkey(), 3, 61) / 8
     low_pass = [dn.Sigmoid(60, size=30.0)(40)]
     wanted = np.asarray(run(by_hand, x, kernel, low_pass), np.float32)
-    close(run(fourier_convolution, x, kernel, low_pass), wanted)
-    close(run(spatial_convolution, x, kernel, low_pass), wanted)
+    for name, method in METHODS.items():
+        close(run(method, x, kernel, low_pass), wanted, what=name)
 
 
-@pytest.mark.parametrize("method", (fourier_convolution, spatial_convolution))
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_bucket_does_not_change_the_samples(method, getkey, x64):
     """The linear parts are the same function at every even resolution that holds the mask:
     contract 1 on resolutions."""
@@ -190,8 +199,8 @@ def test_band_limited_signals_are_sampled(n, m, x64):
     x = jnp.asarray(bump(np.arange(n)))[None]
     delta = jnp.asarray([[0.0, 1.0, 0.0]])
     wanted = bump(np.arange(m) * n / m)[None]
-    close(run(fourier_convolution, x, delta, [jnp.ones(m)]), wanted)
-    close(run(spatial_convolution, x, delta, [jnp.ones(m)]), wanted)
+    for name, method in METHODS.items():
+        close(run(method, x, delta, [jnp.ones(m)]), wanted, what=name)
 
 
 @pytest.mark.parametrize("m1, m2", ((5, 3), (4, 6), (5, 6), (8, 9), (None, 4)))
@@ -221,7 +230,8 @@ def test_resize_interpolates(m, n, getkey, x64):
             amplitude[:, None] * np.cos(2 * np.pi * t * np.arange(4) + phase[:, None]), -1
         )
 
-    close(resize(jnp.asarray(signal(m)), (n,)), signal(n))
+    for transform in ("fft", "dft"):
+        close(resize(jnp.asarray(signal(m)), (n,), transform), signal(n), what=transform)
 
 
 @pytest.mark.parametrize(
@@ -232,8 +242,108 @@ def test_resize_against_matrices(coarse, fine, getkey, x64):
     x = noise(getkey(), 2, *coarse)
     matrix = joint([interpolation(m, n) for m, n in zip(coarse, fine)], "im")
     reference = lambda x: (x.reshape(2, -1) @ jnp.asarray(matrix).T).reshape(2, *fine)
-    got, back = jax.vjp(lambda x: resize(x, fine), x)
     wanted, back_wanted = jax.vjp(reference, x)
-    close(got, wanted)
     along = noise(getkey(), 2, *fine)
-    close(back(along), back_wanted(along))
+    for transform in ("fft", "dft"):
+        got, back = jax.vjp(lambda x: resize(x, fine, transform), x)
+        close(got, wanted, what=transform)
+        close(back(along), back_wanted(along), what=transform)
+
+
+#
+# The ways to compute a transform, and the choice.
+#
+
+
+@pytest.mark.parametrize("transforms", list(it.product(("fft", "dft"), repeat=2)))
+@pytest.mark.parametrize("kept", ((None, None), (3, None), (None, 4), (1, 3)))
+@pytest.mark.parametrize("centred", (False, True))
+def test_transforms_are_numpys(transforms, kept, centred, getkey, x64):
+    """On each axis by itself, in any combination, there and back."""
+    periods, samples = (9, 10), (5, 7)
+    x = np.asarray(noise(getkey(), 2, *samples))
+    padded = np.pad(x, [(0, 0), *((0, p - n) for p, n in zip(periods, samples))])
+    if centred:
+        padded = np.roll(padded, [-(n // 2) for n in samples], (1, 2))
+    spectrum = np.fft.rfft2(padded)
+    m1, m2 = kept
+    rows = np.arange(9) if m1 is None else np.r_[:m1, 9 - m1 + 1 : 9]
+    crop = lambda a: a[:, rows][..., :m2]
+    got = pass_band(jnp.asarray(x), periods, kept, transforms, centred=centred)
+    close(got, crop(spectrum))
+
+    cropped = np.zeros_like(spectrum)
+    cropped[:, rows, :m2] = crop(spectrum)
+    wanted = np.fft.irfft2(cropped, periods)[:, :4, :6]
+    close(to_space(got, periods, (4, 6), kept, transforms), wanted)
+
+
+def test_products_have_no_transform(getkey):
+    x, kernel = jnp.zeros((2, 8, 6)), jnp.zeros((2, 3, 5))
+    low_pass = [jnp.ones(4), jnp.ones(6)]
+    for method, transforms in ((fft, True), (dft, False)):
+        text = str(jax.make_jaxpr(method)(x, kernel, low_pass))
+        assert ("fft[" in text) == transforms
+    for transform in ("fft", "dft"):
+        text = str(jax.make_jaxpr(lambda x: resize(x, (9, 6), transform))(x))
+        assert ("fft[" in text) == (transform == "fft")
+
+
+def at(backend, choose, *args):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "default_backend", lambda: backend)
+        return choose(*args)
+
+
+@pytest.mark.parametrize(
+    "backend, space, sizes, wanted",
+    (
+        ("cpu", (1024,), (32,), ("dft",)),
+        ("cpu", (1024,), (1024,), ("fft",)),
+        ("cpu", (1024,), (None,), ("fft",)),
+        ("cpu", (32, 32), (16, 16), ("dft", "dft")),
+        ("cpu", (1024, 32), (1024, 16), ("fft", "dft")),
+        ("tpu", (1024,), (256,), ("dft",)),
+        ("tpu", (8192,), (8192,), ("fft",)),
+        ("gpu", (1024,), (32,), ("fft",)),
+    ),
+)
+def test_few_frequencies_are_products(backend, space, sizes, wanted):
+    window = [n + 1 for n in space]
+    chosen = at(backend, convolution_transforms, "auto", space, window, sizes)
+    assert chosen == wanted
+    for transform in ("fft", "dft"):
+        asked = convolution_transforms(transform, space, window, sizes)
+        assert asked == (transform,) * len(space)
+
+
+def test_matrices_are_not_too_large():
+    """They are constants of the program."""
+    assert at("tpu", choose_transform, "auto", 2**20, (2**20,)) == "dft"
+    assert at("tpu", choose_transform, "auto", 2**20 + 1, (2**20,)) == "fft"
+
+
+@pytest.mark.parametrize(
+    "backend, window, filtered, wanted",
+    (
+        ("cpu", (3,), False, "spatial"),
+        ("cpu", (3, 3), False, "spatial"),
+        ("cpu", (3,), True, "fourier"),
+        ("cpu", (7,), False, "fourier"),
+        ("cpu", (5, 5), False, "fourier"),
+        ("gpu", (49,), True, "spatial"),
+        ("gpu", (33, 49), False, "spatial"),
+        ("tpu", (51,), False, "fourier"),
+    ),
+)
+def test_local_kernels_are_spatial(backend, window, filtered, wanted):
+    assert at(backend, choose_method, "auto", window, filtered) == wanted
+    assert at(backend, choose_method, "fourier", window, filtered) == "fourier"
+
+
+def test_unknown_transform(getkey):
+    x = noise(getkey(), 2, 6)
+    with pytest.raises(ValueError, match="`transform` must be one of auto, fft, dft"):
+        fourier_convolution(x, x[:, :3], [None], "fast")
+    with pytest.raises(ValueError, match="`transform` must be one of auto, fft, dft"):
+        resize(x, (8,), "fast")

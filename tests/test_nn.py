@@ -207,8 +207,11 @@ def test_law(seed, shape, pool, stream):
     stream=st.booleans(),
     pool=st.booleans(),
     method=st.sampled_from(("fourier", "spatial")),
+    transform=st.sampled_from(("fft", "dft")),
 )
-def test_law_in_double_precision_and_by_hand(seed, shape, letters, stream, pool, method):
+def test_law_in_double_precision_and_by_hand(
+    seed, shape, letters, stream, pool, method, transform
+):
     """The hand-written network masks activations: the mask of the input channels after the
     norm, those of the middle and output before the nonlinearity, the kernel's on its taps.
     """
@@ -221,6 +224,7 @@ def test_law_in_double_precision_and_by_hand(seed, shape, letters, stream, pool,
             stream=stream and "W" in letters,
             pool=pool,
             method=method,
+            transform=transform,
         )
 
 
@@ -673,6 +677,105 @@ def test_traces_are_the_distinct_plans(getkey):
 
 
 #
+# How a step is computed.
+#
+
+
+def shrunk(model, masks, plan):
+    return dn.materialize(model, nn.axes(model), masks, plan, check_coverage=False)
+
+
+def jaxpr(net, x):
+    arrays, static = eqx.partition(net, eqx.is_array)
+    call = lambda arrays, x: batched(eqx.combine(arrays, static), x)
+    return str(jax.make_jaxpr(call)(arrays, x))
+
+
+def test_paths(getkey):
+    """What is listed is what is computed."""
+    key = getkey()
+
+    def path(letters, sigma=0.5, **kwargs):
+        model, masks = nn.dnarch(
+            nn.Base(1, 3), letters, 1, 1, (12,), hidden=2, sigma=sigma, key=key, **kwargs
+        )
+        if "R" in letters:
+            masks["blocks.0.resolution"] = dn.Sigmoid(12, size=6.0)
+        net = shrunk(model, masks, tight(masks))
+        (path,) = nn.paths(net)
+        transformed = "fft[" in jaxpr(net, jnp.zeros((3, 1, 12)))
+        assert transformed == ("fft" in path.transforms + path.resize)
+        return path
+
+    assert path("KR", transform="fft") == nn.Path("fourier", ("fft",), ("fft",))
+    assert path("KR", transform="dft") == nn.Path("fourier", ("dft",), ("dft",))
+    assert path("", transform="dft") == nn.Path("fourier", ("dft",), ("none",))
+    assert path("KR", method="spatial", transform="fft") == nn.Path("spatial", (), ("fft",))
+    assert path("K", sigma=0.08, method="fourier").method == "fourier"
+    if jax.default_backend() == "cpu":
+        assert path("KR") == nn.Path("fourier", ("dft",), ("dft",))
+        assert path("K", sigma=0.08) == nn.Path("spatial", (), ("none",))
+
+
+def test_rematerialisation_changes_nothing(getkey, x64):
+    key, x, keys = getkey(), noise(getkey(), 3, 2, 12), jr.split(getkey(), 3)
+    model, again = (ccnn(key, dropout=0.5, remat=remat) for remat in (False, True))
+    masks = masks_of(model, "KRWD", np.random.default_rng(8))
+    plan = tight(masks)
+    call = lambda model, masks: batched(shrunk(model, masks, plan), x, None, keys)
+    leaves = lambda model: jtu.tree_leaves(outcome(call, model, masks))
+    close(leaves(again), leaves(model))
+
+
+def test_rematerialisation_keeps_less(getkey):
+    """For the backward pass, of every block little but its input."""
+
+    def kept(remat):
+        net, x = ccnn(getkey(), (40,), width=4, remat=remat), noise(getkey(), 8, 2, 40)
+        arrays, static = eqx.partition(net, eqx.is_inexact_array)
+        call = lambda arrays: batched(eqx.combine(arrays, static), x)
+        back = jax.eval_shape(lambda arrays: jax.vjp(call, arrays)[1], arrays)
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jtu.tree_leaves(back))
+
+    assert kept(True) < 0.5 * kept(False)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pool", (True, False))
+def test_bfloat16(shape, pool, getkey):
+    """Close to the network in float32, of which all parameters and gradients stay."""
+    key, x = getkey(), noise(getkey(), 8, 2, *shape)
+    where = jnp.asarray(np.arange(math.prod(shape)).reshape(shape) != 3)
+    where = jnp.broadcast_to(where, (8, *shape)) if pool else None
+    single, half = (ccnn(key, shape, pool=pool, dtype=d) for d in (None, jnp.bfloat16))
+    masks = masks_of(single, "KRWD", np.random.default_rng(9), stream=True)
+    plan = tight(masks)
+    call = lambda model, masks: batched(blunted(shrunk(model, masks, plan)), x, where)
+    (wanted, grads), (got, half_grads) = (outcome(call, net, masks) for net in (single, half))
+    assert got.dtype == jnp.float32
+    rms = lambda a: np.sqrt(np.mean(np.square(a)))
+    assert 1e-5 < rms(got - wanted) / rms(wanted) < 0.03
+    arrays = jtu.tree_leaves(half_grads)
+    assert all(g.dtype == jnp.float32 and np.all(np.isfinite(g)) for g in arrays)
+    flat = lambda grads: np.concatenate([np.ravel(g) for g in jtu.tree_leaves(grads)])
+    a, b = flat(grads), flat(half_grads)
+    assert a @ b > 0.99 * np.linalg.norm(a) * np.linalg.norm(b)
+
+
+def test_what_is_computed_in_bfloat16(getkey):
+    """Every linear map of an example and every GELU, and nothing that needs more."""
+    net = ccnn(getkey(), (40,), dtype=jnp.bfloat16, transform="fft")
+    lines = jaxpr(net, jnp.zeros((3, 2, 40))).splitlines()
+    of = lambda name: [line for line in lines if f"= {name}" in line]
+    half = lambda name: [line for line in of(name) if ":bf16[" in line]
+    layers = 1 + 2 * len(net.blocks)
+    assert len(half("dot_general")) == len(half("tanh")) == layers
+    assert len(of("dot_general")) > layers < len(of("tanh"))
+    for name in ("cos", "sin", "fft", "rsqrt"):
+        assert of(name) and not half(name), name
+
+
+#
 # Errors.
 #
 
@@ -685,6 +788,8 @@ _BAD_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "dropout": (dict(dropout=1.0), "dropout"),
     "negative dropout": (dict(dropout=-0.1), "dropout"),
     "method": (dict(method="winograd"), "winograd"),
+    "transform": (dict(transform="fast"), "fast"),
+    "dtype": (dict(dtype=int), "dtype"),
     "depth": (dict(depth=0), "depth"),
     "width": (dict(width=0), "width"),
     "out_channels": (dict(out_channels=0), "out_channels"),

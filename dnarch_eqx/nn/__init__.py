@@ -1,6 +1,8 @@
 """The layers and networks of the paper (Appx. B, E.1): a customer of the core."""
 
-from ._ccnn import Block as Block, CCNN as CCNN, Encoder as Encoder
+from ._blocks import Block as Block
+from ._ccnn import CCNN as CCNN, Encoder as Encoder, paths as paths
+from ._choices import Path as Path
 from ._dnarch import (
     axes as axes,
     Base as Base,
@@ -20,6 +22,6 @@ from ._fourier import fourier_convolution as fourier_convolution, resize as resi
 from ._kernel import (
     ContinuousConv as ContinuousConv,
     KernelGenerator as KernelGenerator,
-    spatial_convolution as spatial_convolution,
 )
 from ._layers import BatchNorm as BatchNorm, PointwiseLinear as PointwiseLinear
+from ._spatial import spatial_convolution as spatial_convolution

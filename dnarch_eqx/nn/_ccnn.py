@@ -5,11 +5,13 @@ import jax
 import jax.nn as jnn
 import jax.numpy as jnp
 import jax.random as jr
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Shaped
 
 from .._axes import Gate
 from .._materialize import AbstractFreezable
-from ._fourier import resize
+from ._blocks import add_branches, Block, real, widened
+from ._choices import Path
 from ._kernel import ContinuousConv, KernelGenerator
 from ._layers import BatchNorm, PointwiseLinear
 
@@ -26,41 +28,12 @@ class Encoder(eqx.Module):
         x: Shaped[Array, "*channels_and_space"],
         *,
         where: Bool[Array, "*space"] | None = None,
+        dtype: DTypeLike | None = None,
     ) -> Float[Array, "stream *space"]:
         if self.embedding is not None:
             x = jnp.moveaxis(jnp.take(self.embedding.weight, x, axis=0), -1, 0)
+        x = x.astype(self.linear.weight.dtype if dtype is None else dtype)
         return jnn.gelu(self.norm(self.linear(x), where=where))
-
-
-class Block(eqx.Module):
-    """The branch of a residual block: norm, depthwise continuous convolution, pointwise
-    linear, GELU, dropout, pointwise linear, GELU (Appx. E.1). It reads as many channels of
-    the stream as its norm has, and writes as many as its second linear map has.
-
-    Both linear maps run at the branch's own resolution; bringing the features back to the
-    input's is the last act (Appx. B.3).
-    """
-
-    norm: BatchNorm
-    conv: ContinuousConv
-    linear1: PointwiseLinear
-    dropout: eqx.nn.Dropout
-    linear2: PointwiseLinear
-
-    def __call__(
-        self,
-        x: Float[Array, "stream *space"],
-        features: Float[Array, "hidden *grid"] | None,
-        *,
-        where: Bool[Array, "*space"] | None = None,
-        key: jax.Array | None = None,
-    ) -> Float[Array, "out *space"]:
-        h = self.norm(x[: self.norm.weight.shape[0]], where=where)
-        if where is not None:
-            h = real(h, where)  # the norm's bias is no signal beyond the end
-        h = jnn.gelu(self.linear1(self.conv(h, features)))
-        h = jnn.gelu(self.linear2(self.dropout(h, key=key)))
-        return resize(h, x.shape[1:])
 
 
 class CCNN(AbstractFreezable):
@@ -85,6 +58,8 @@ class CCNN(AbstractFreezable):
     decoder: PointwiseLinear
     shape: tuple[int, ...] = eqx.field(static=True)
     pool: bool = eqx.field(static=True)
+    dtype: DTypeLike | None = eqx.field(static=True)
+    remat: bool = eqx.field(static=True)
 
     def __init__(
         self,
@@ -102,6 +77,9 @@ class CCNN(AbstractFreezable):
         taps: float | None = None,
         dropout: float = 0.0,
         method: str = "auto",
+        transform: str = "auto",
+        dtype: DTypeLike | None = None,
+        remat: bool = False,
         axis_name: str = "batch",
         key: jax.Array,
     ):
@@ -123,7 +101,16 @@ class CCNN(AbstractFreezable):
         - `taps`: how many positions of a kernel are active at first, by which the generator's
             last layer is scaled. By default all.
         - `dropout`: the probability, in every block.
-        - `method`: of convolution, see `ContinuousConv`.
+        - `method`, `transform`: of convolution, see `ContinuousConv`. What they come to is
+            listed by [`dnarch_eqx.nn.paths`][].
+        - `dtype`: of what is computed for every example: the linear maps, what is pointwise
+            and the residual stream; `jnp.bfloat16` is for accelerators, and saves nothing on
+            a CPU. The kernels, all transforms, the statistics of the norms, the mean over
+            positions and the decoder are in the dtype of the parameters, which is the default
+            of all; as are gradients.
+        - `remat`: whether the backward pass computes the insides of a block again, instead
+            of keeping them. (XLA for CPUs moves what is computed again to where it was
+            computed first, and saves little.)
         - `axis_name`: of the batch.
         - `key`: for the weights.
 
@@ -151,6 +138,8 @@ class CCNN(AbstractFreezable):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must lie in [0, 1), got {dropout}.")
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"`dtype` must be a floating one, got {dtype}.")
         ekey, tkey, gkey, dkey, *bkeys = jr.split(key, 4 + depth)
         grid = tuple(n + 1 - n % 2 for n in shape)
         norm = lambda: BatchNorm(width, axis_name=axis_name)
@@ -164,6 +153,7 @@ class CCNN(AbstractFreezable):
                 hidden=hidden,
                 taps=taps,
                 method=method,
+                transform=transform,
                 key=ckey,
             )
             return Block(
@@ -188,6 +178,8 @@ class CCNN(AbstractFreezable):
         self.decoder = PointwiseLinear(width, out_channels, key=dkey)
         self.shape = tuple(shape)
         self.pool = pool
+        self.dtype = None if dtype is None else jnp.dtype(dtype)
+        self.remat = remat
 
     def __call__(
         self,
@@ -211,21 +203,21 @@ class CCNN(AbstractFreezable):
         error at run time for a token out of the vocabulary.
         """
         x = self._checked(x, where)
-        h = self.encoder(x, where=where)
-        features = self._features()
+        h = self.encoder(x, where=where, dtype=self.dtype)
         # Beyond the channels that somebody writes or reads the stream is zero.
         read = [block.norm.weight.shape[0] for block in self.blocks]
         written = [block.linear2.weight.shape[0] for block in self.blocks]
-        stream = max(h.shape[0], *read, *written, 0)
-        widened = lambda y: jnp.pad(y, [(0, stream - y.shape[0])] + [(0, 0)] * (y.ndim - 1))
-        h = real(widened(h), where)
-        keys = [None] * len(self.blocks) if key is None else jr.split(key, len(self.blocks))
-        for i, (block, bkey) in enumerate(zip(self.blocks, keys)):
-            branch = block(h, features, where=where, key=bkey)
-            if self.depth.values is not None:
-                branch = branch * self.depth.values[i].astype(branch.dtype)
-            h = h + real(widened(branch), where)
+        h = add_branches(
+            real(widened(h, max(h.shape[0], *read, *written, 0)), where),
+            self.blocks,
+            self._features(),
+            self.depth.values,
+            where=where,
+            keys=None if key is None else jr.split(key, len(self.blocks)),
+            remat=self.remat,
+        )
         h = self.norm(h[: self.norm.weight.shape[0]], where=where)
+        h = h.astype(self.decoder.weight.dtype)
         if not self.pool:
             return self.decoder(h)
         space = tuple(range(1, h.ndim))
@@ -279,11 +271,19 @@ class CCNN(AbstractFreezable):
         )
 
 
-def real(
-    x: Float[Array, "channels *space"], where: Bool[Array, "*space"] | None
-) -> Float[Array, "channels *space"]:
-    """`x`, but zero at padded positions."""
-    return x if where is None else x * where.astype(x.dtype)[None]
+def paths(net: CCNN) -> tuple[Path, ...]:
+    """How every block of a network is computed, by its sizes and the backend: the method of
+    its convolution and the transforms on each axis. Of a network that is trained, give what
+    [`dnarch_eqx.materialize`][] makes of it.
+
+    !!! Example
+
+        ```python
+        net = dn.materialize(model, axes, masks, plan)
+        nn.paths(net)[0]  # Path(method='fourier', transforms=('dft',), resize=('fft',))
+        ```
+    """
+    return tuple(block.conv.path(net.shape) for block in net.blocks)
 
 
 def spatial(name: str, shape: Sequence[int]) -> list[str]:

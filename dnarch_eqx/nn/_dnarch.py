@@ -222,7 +222,8 @@ def complexity(model: CCNN, *, per_channel: bool = True) -> Cost:
     paper's tables, which fit nothing else, encoder, decoder and kernels do not count, and
     neither do the transforms of a branch's input and output at the full resolution. XLA's
     count follows this one at the paper's widths, and less well in much narrower networks,
-    where those transforms are half of all operations.
+    where those transforms are half of all operations. Transforms are FFTs here; products with
+    matrices (see [`dnarch_eqx.nn.ContinuousConv`][]) have more operations and take less time.
 
     **Arguments:**
 

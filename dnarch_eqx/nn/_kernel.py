@@ -13,8 +13,10 @@ from jaxtyping import Array, Float
 from .._axes import Gate
 from .._masks import product
 from .._misc import as_float
-from ._fourier import fourier_convolution, resampler
+from ._choices import choose_method, METHODS, one_of, Path, TRANSFORMS
+from ._fourier import convolution_transforms, fourier_convolution, resize_transforms
 from ._layers import beside, PointwiseLinear
+from ._spatial import spatial_convolution
 
 
 class KernelGenerator(eqx.Module):
@@ -91,6 +93,7 @@ class ContinuousConv(eqx.Module):
     resolution: tuple[Gate, ...]
     rendered: Float[Array, "channels *window"] | None
     method: str = eqx.field(static=True)
+    transform: str = eqx.field(static=True)
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class ContinuousConv(eqx.Module):
         hidden: int = 128,
         taps: float | None = None,
         method: str = "auto",
+        transform: str = "auto",
         key: jax.Array,
     ):
         """**Arguments:**
@@ -111,22 +115,22 @@ class ContinuousConv(eqx.Module):
         - `hidden`: the features that the generator gives.
         - `taps`: how many positions of the kernel are active at first; the weights are
             scaled by one over the square root. By default all.
-        - `method`: `"fourier"`, `"spatial"` (Appx. B.4) or `"auto"`: spatial for extents of
-            at most 50, as the predecessors do, but not on a CPU, where XLA's depthwise
-            convolution is 20 to 60 times slower than going through the spectrum.
+        - `method`: `"fourier"`, `"spatial"` (Appx. B.4), or by the sizes and the backend,
+            `"auto"`: spatial for extents of at most 50, as the predecessors do; on a CPU only
+            for a handful of taps without a low-pass filter.
+        - `transform`: `"fft"`; `"dft"`, products with matrices, which pays where few
+            frequencies are kept; or on each axis by the sizes and the backend, `"auto"`: on a
+            GPU it is the FFT.
         - `key`: for the weights.
         """
-        if method not in ("auto", "fourier", "spatial"):
-            raise ValueError(
-                f"`method` must be 'auto', 'fourier' or 'spatial', got {method!r}."
-            )
         taps = math.prod(gate.size for gate in kernel) if taps is None else taps
         self.head = PointwiseLinear(hidden, channels, gain=2 / taps, key=key)
         self.bias = as_float(jnp.zeros(channels))
         self.kernel = tuple(kernel)
         self.resolution = tuple(resolution)
         self.rendered = None
-        self.method = method
+        self.method = one_of("method", method, METHODS)
+        self.transform = one_of("transform", transform, TRANSFORMS)
 
     @property
     def window(self) -> tuple[int, ...]:
@@ -177,40 +181,23 @@ class ContinuousConv(eqx.Module):
         kernel = self.rendered if features is None else self.render(features)
         assert kernel is not None
         low_pass = [
-            None if gate.values is None else gate.values.astype(x.dtype)
+            None if gate.values is None else gate.values.astype(kernel.dtype)
             for gate in self.resolution
         ]
-        direct = self.method == "spatial" or (
-            self.method == "auto" and jax.default_backend() != "cpu" and max(self.window) <= 50
-        )
-        convolve = spatial_convolution if direct else fourier_convolution
-        return convolve(x, kernel, low_pass) + beside(self.bias, x)
+        y = x.astype(kernel.dtype)
+        if self.path(x.shape[1:]).method == "spatial":
+            y = spatial_convolution(y, kernel, low_pass)
+        else:
+            y = fourier_convolution(y, kernel, low_pass, self.transform)
+        return (y + beside(self.bias, y)).astype(x.dtype)
 
-
-def spatial_convolution(
-    x: Float[Array, "channels *space"],
-    kernel: Float[Array, "channels *window"],
-    low_pass: Sequence[Float[Array, " _"] | None],
-) -> Float[Array, "channels *reduced"]:
-    """The same function as [`fourier_convolution`][], without a transform (Appx. B.4): for
-    local kernels.
-    """
-    margins = [k // 2 for k in kernel.shape[1:]]
-    # What the kernel smears beyond the ends counts, as soon as a filter brings it back.
-    pads = [
-        (half, half) if values is None else (2 * half, 2 * half)
-        for half, values in zip(margins, low_pass)
-    ]
-    flipped = jnp.flip(kernel, range(1, kernel.ndim))
-    y = lax.conv_general_dilated(
-        x[None],
-        flipped[:, None],
-        (1,) * len(margins),
-        pads,
-        feature_group_count=x.shape[0],
-    )[0]
-    for i, (half, values) in enumerate(zip(margins, low_pass)):
-        if values is not None:
-            matrix = resampler(values, x.shape[i + 1], half)
-            y = jnp.moveaxis(jnp.tensordot(y, matrix, [[i + 1], [1]]), -1, i + 1)
-    return y
+    def path(self, space: Sequence[int]) -> Path:
+        """How an example of this shape is convolved and brought back to its resolution."""
+        sizes = [None if gate.values is None else gate.size for gate in self.resolution]
+        filtered = any(size is not None for size in sizes)
+        method = choose_method(self.method, self.window, filtered)
+        transforms = ()
+        if method == "fourier":
+            transforms = convolution_transforms(self.transform, space, self.window, sizes)
+        reduced = [n if m is None else m for n, m in zip(space, sizes)]
+        return Path(method, transforms, resize_transforms(self.transform, reduced, space))

@@ -12,7 +12,7 @@ from .._misc import as_float
 
 
 class PointwiseLinear(eqx.Module):
-    """The same linear map at every position."""
+    """The same linear map at every position, in the dtype of its input."""
 
     weight: Float[Array, "out in"]
     bias: Float[Array, " out"]
@@ -32,8 +32,10 @@ class PointwiseLinear(eqx.Module):
 
     def __call__(self, x: Float[Array, "in *space"]) -> Float[Array, "out *space"]:
         flat = x.reshape(x.shape[0], -1)
-        y = _batched_alike(self.weight, x) @ flat
-        return y.reshape(-1, *x.shape[1:]) + beside(self.bias, x)
+        y = _batched_alike(self.weight, x).astype(x.dtype) @ flat
+        # Biases are added, and their gradients summed, in their own precision.
+        y = y.reshape(-1, *x.shape[1:]).astype(self.bias.dtype) + beside(self.bias, x)
+        return y.astype(x.dtype)
 
 
 class BatchNorm(eqx.Module):
@@ -42,7 +44,8 @@ class BatchNorm(eqx.Module):
     Hence evaluate in mixed batches of the training's size.
 
     The batch is the axis `axis_name` of the surrounding [`jax.vmap`][] (of all devices, if
-    the batch is sharded).
+    the batch is sharded). The statistics are in the precision of the parameters, the result
+    in that of the input.
     """
 
     weight: Float[Array, " channels"]
@@ -68,6 +71,7 @@ class BatchNorm(eqx.Module):
         - `where`: the positions that count. By default all.
         """
         space = tuple(range(1, x.ndim))
+        dtype, x = x.dtype, x.astype(self.weight.dtype)
         if where is None:
             mean = self._across(jnp.mean(x, space))
             centred = x - beside(mean, x)
@@ -80,7 +84,7 @@ class BatchNorm(eqx.Module):
             centred = x - beside(mean, x)
             variance = self._across(jnp.sum(centred**2 * real, space)) / count
         scale = self.weight * lax.rsqrt(variance + self.eps)
-        return centred * beside(scale, x) + beside(self.bias, x)
+        return (centred * beside(scale, x) + beside(self.bias, x)).astype(dtype)
 
     def _across(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         if self.axis_name is None:
