@@ -18,8 +18,11 @@ PARTS = ("in", "mid", "out")
 
 def ccnn(shape, depth, width, *, hidden=1):
     # Appx. C counts FFTs, so no transform may be a product with a matrix.
-    sizes = dict(depth=depth, width=width, hidden=hidden)
-    return shaped(lambda k: nn.CCNN(1, 1, shape, **sizes, transform="fft", key=k))
+    return shaped(
+        lambda k: nn.CCNN(
+            1, 1, shape, depth=depth, width=width, hidden=hidden, transform="fft", key=k
+        )
+    )
 
 
 def by_hand(sizes, shape, depth, width):
