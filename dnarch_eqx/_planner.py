@@ -237,16 +237,17 @@ class Planner:
         velocity, capacity = self._velocity, self._grid.capacity
         held = lambda reach: np.minimum(np.floor(reach).astype(int), capacity)
         later = len(self._flight) + 1
-        if (
-            self._reach is None
-            or self._sizes is None
-            or np.any(held(self._reach + later * velocity.peak) > self._sizes)
-        ):
+        bound = None
+        if self._reach is not None:
+            # The reach is rounded, the last count is not.
+            bound = held(self._reach + later * velocity.peak)
+            bound = np.maximum(bound, self._changes[-1][1])
+        if bound is None or self._sizes is None or np.any(bound > self._sizes):
             # Too close to a boundary to go by what was seen: this waits.
             now = counts(state.masks)
             active = np.array([now[axis] for axis in self._grid.axes], int)
         else:
-            active = np.minimum(held(self._reach), self._sizes)
+            active = bound
         if self._reach is None or self._sizes is None or not self._compiler.background:
             return active, active
         step = self.timing.step(self._sizes)
@@ -289,7 +290,7 @@ class Planner:
         """Whether plans that were compiled for what was expected then are good now."""
         if self._sizes is None or np.any(expected > self._sizes):
             return True
-        return self.timing.step(sizes) < self.timing.step(self._sizes)
+        return self.timing.cost(sizes) < self.timing.cost(self._sizes)
 
     def _get(self, state: State, batch: PyTree, key, target: _Sizes, covers, held) -> None:
         """Switches to a plan, or starts to compile it if training can go on under another."""

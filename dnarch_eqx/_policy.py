@@ -46,7 +46,7 @@ class AbstractPolicy(abc.ABC, Generic[_State]):
 
     A policy is immutable, and a pure function of its state and an observation: on several
     processes it decides alike, and a recorded run can be decided again by another. What it
-    answers has to hold `observation.expected`.
+    answers has to hold `observation.active`, and should hold `observation.expected`.
     """
 
     @abc.abstractmethod
@@ -132,11 +132,13 @@ class Hysteresis(AbstractPolicy[None]):
 
 @dataclasses.dataclass(frozen=True)
 class BreakEvenState:
-    """- `wasted`: seconds lost to a plan larger than needed, since it was taken.
+    """- `step`: the last step seen.
+    - `wasted`: seconds lost to a plan larger than needed, since it was taken.
     - `ran`: seconds that it ran.
     - `growths`: how many plans in a row had to grow before they had paid for themselves.
     """
 
+    step: int = 0
     wasted: float = 0.0
     ran: float = 0.0
     growths: int = 0
@@ -188,21 +190,25 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
         return BreakEvenState()
 
     def __call__(self, state, observation):
-        plan, timing = observation.plan, observation.timing
+        plan, timing, now = observation.plan, observation.timing, observation.step
         if plan is None:
-            return BreakEvenState(ran=math.inf), observation.grid.fit(observation.expected)
+            fit = observation.grid.fit(observation.expected)
+            return BreakEvenState(now, ran=math.inf), fit
         if observation.must_grow:
             again = state.ran < timing.compile
-            growths = state.growths + 1 if again else 0
-            headroom = self.headroom * (2**growths - 1)
-            return BreakEvenState(growths=growths), _grown(observation, headroom)
-        fit = observation.grid.fit(observation.expected)
-        step = timing.step(plan)
-        wasted = state.wasted + max(step - timing.step(fit), 0.0)
-        if np.any(fit != plan) and wasted > self.patience * timing.switch(fit):
-            return BreakEvenState(ran=math.inf), fit
-        ran = state.ran + step
-        return BreakEvenState(wasted, ran, state.growths), plan
+            growths = min(state.growths + 1, 32) if again else 0
+            new = _grown(observation, self.headroom * (2**growths - 1))
+            # Nor is what others have just grown to given up.
+            new = np.maximum(new, plan) if again else new
+            return BreakEvenState(now, 0.0, timing.step(new), growths), new
+        # With the room that growing axes would be given: it is not taken from them.
+        fit = _grown(observation, 0.0)
+        step, fitting = timing.step(plan), timing.step(fit)
+        since = max(now - state.step, 1)
+        wasted = state.wasted + since * max(step - fitting, 0.0)
+        if fitting < step and wasted > self.patience * timing.switch(fit):
+            return BreakEvenState(now, ran=math.inf), fit
+        return BreakEvenState(now, wasted, state.ran + since * step, state.growths), plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,12 +279,11 @@ def _grown(observation: Observation, headroom: float) -> Int[np.ndarray, " axes"
     price = lambda steps: (
         timing.compile / steps + 0.5 * (timing.step(fit(ahead(steps))) - tight)
     )
-    # Beyond, every axis that moves at all would be at its capacity.
     moving = timing.scale > 0 and bool(np.any(rising > 0))
     horizon = min((2**i for i in range(21)), key=price) if moving else 0
     return fit(_roomy(ahead(horizon), headroom))
 
 
 def _roomy(counts: Int[np.ndarray, " axes"], headroom: float) -> Int[np.ndarray, " axes"]:
-    # Rounded down: a depth of 4 has no room at 0.1.
-    return np.floor(counts * (1 + headroom)).astype(int)
+    # Rounded down: a depth of 4 has no room at 0.1. Bounded, so that it is an integer.
+    return np.floor(np.minimum(counts * (1 + headroom), 2.0**40)).astype(int)

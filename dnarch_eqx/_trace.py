@@ -11,7 +11,7 @@ from ._policy import AbstractPolicy, Observation, Oracle
 from ._timing import Grid, Timing
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Trace:
     """The active counts of every axis over a run.
 
@@ -49,14 +49,12 @@ class Trace:
         return np.diff(np.append(self.steps, self.length))
 
     def save(self, path: Path) -> None:
-        """Writes it to a file (`.npz`)."""
-        np.savez_compressed(
-            path,
-            axes=np.array(self.axes),
-            steps=self.steps,
-            active=self.active,
-            length=self.length,
-        )
+        """Writes it to a file, of the format `.npz`."""
+        names = np.array(self.axes)
+        with path.open("wb") as file:
+            np.savez_compressed(
+                file, axes=names, steps=self.steps, active=self.active, length=self.length
+            )
 
     @staticmethod
     def load(path: Path) -> "Trace":
@@ -164,7 +162,7 @@ def replay(
     plans: list[tuple[int, Plan]] = []
     for step, active in enumerate(trace.every_step()):
         velocity.update(active.astype(float))
-        ahead = np.ceil(active + foresight * np.maximum(velocity.mean, 0)).astype(int)
+        ahead = np.floor(active + foresight * np.maximum(velocity.mean, 0) + 1e-9).astype(int)
         free = frozenset(key for key in held)
         now = dataclasses.replace(timing, held=timing.held | free)
         seen = Observation(
@@ -182,14 +180,15 @@ def replay(
         if sizes is None or np.any(new != sizes):
             plans.append((step, grid.plan(new)))
             price = now.switch(new)
-            compilations += int(sizes is None or price > 0)
-            compiling += price
             key = new.tobytes()
+            compilations += int(key not in now.held)
+            compiling += price
             held = [key, *(k for k in held if k != key)][:keep]
         sizes = new
         stepping += timing.step(sizes)
-        exact += timing.step(active)
-        waste += timing.cost(sizes) / timing.cost(active)
+        smallest = np.maximum(active, 1)
+        exact += timing.step(smallest)
+        waste += timing.cost(sizes) / timing.cost(smallest)
     return Outcome(compilations, compiling, stepping, exact, waste / trace.length, tuple(plans))
 
 
@@ -238,6 +237,7 @@ def regret(
     """What a policy pays on a recorded run over what the optimum pays, compilations
     included; 1 is perfect.
     """
+    timing = timing.replace(held=frozenset())
     paid = replay(trace, policy, masks, buckets, timing)
     best = replay(trace, optimum(trace, masks, buckets, timing), masks, buckets, timing)
     return paid.seconds / best.seconds
@@ -248,4 +248,11 @@ def _grid(trace: Trace, masks: Masks, buckets: Mapping[str, Ladder]) -> Grid:
         raise ValueError(
             f"The trace has the axes {list(trace.axes)}, the masks {sorted(masks)}."
         )
-    return Grid(masks, buckets)
+    grid = Grid(masks, buckets)
+    if np.any(beyond := trace.active.max(0) > grid.capacity):
+        axis = int(np.argmax(beyond))
+        raise ValueError(
+            f"The trace has {trace.active.max(0)[axis]} active positions on axis "
+            f"{trace.axes[axis]!r}, whose capacity is {grid.capacity[axis]}."
+        )
+    return grid

@@ -226,7 +226,7 @@ def test_in_the_background_training_goes_on(net, getkey, monkeypatch):
     policy = dn.Oracle(((0, (24, 24)), (3, (16, 16))))
     planner = dn.Planner(learner, masks, LADDERS, policy, background=True)
     state = learner.init(net, masks)
-    data = batches(getkey(), 30)
+    data = it.cycle(batches(getkey(), 30))
     for batch in it.islice(data, 15):
         state, _ = planner.step(state, batch)
         assert planner.plan == large
@@ -236,7 +236,7 @@ def test_in_the_background_training_goes_on(net, getkey, monkeypatch):
     assert planner.plan == small
     first, second = learner.compilations
     assert (first.plan, first.hidden, first.changes) == (large, 0.0, {})
-    assert second.plan == small and second.hidden >= second.compiling > 0
+    assert second.plan == small and second.hidden > 0.9 * second.compiling > 0
     assert second.changes == {"h": (24, 16), "k": (24, 16)}
     report = planner.report()
     assert "2 compilations (in the background)" in report and "h 24->16, k 24->16" in report
@@ -271,7 +271,7 @@ def test_a_plan_that_cannot_be_compiled(background, net, getkey, monkeypatch):
     policy = dn.Oracle(((0, (24, 24)), (3, (16, 16)), (5, (20, 20))))
     planner = dn.Planner(learner, masks, LADDERS, policy, background=background)
     state = learner.init(net, masks)
-    data = batches(getkey(), 100)
+    data = it.cycle(batches(getkey(), 10))
     with pytest.warns(UserWarning, match=r"Plan\(h=16, k=16\) failed.*RESOURCE_EXHAUSTED"):
         for batch in it.islice(data, 5):
             state, _ = planner.step(state, batch)
@@ -282,7 +282,7 @@ def test_a_plan_that_cannot_be_compiled(background, net, getkey, monkeypatch):
     while planner.plan != dn.Plan({"h": 20, "k": 20}):
         state, _ = planner.step(state, next(data))
         steps += 1
-        assert steps < 90
+        assert steps < 10_000
     assert planner.finish(state).step >= steps
 
 
@@ -361,8 +361,8 @@ def test_outcome_and_regret(net, getkey):
     cost = dn.parameter_cost(net, axes_of(net))
     rows = [dict(zip("hk", map(float, row))) for row in planner.trace.every_step()]
     scale, overhead = planner.timing.scale, planner.timing.overhead
-    stepping = sum(overhead + scale * float(cost(row)) for row in rows)
-    assert ran.stepping == pytest.approx(stepping, rel=1e-4)
+    exact = sum(overhead + scale * float(cost(row)) for row in rows)
+    assert ran.exact == pytest.approx(exact, rel=1e-4) and ran.exact < ran.stepping
     best = dn.optimum(planner.trace, masks, LADDERS, planner.timing)
     paid = dn.replay(planner.trace, best, masks, LADDERS, planner.timing)
     assert planner.regret() == pytest.approx(ran.seconds / paid.seconds) and paid.seconds > 0

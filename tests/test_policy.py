@@ -272,7 +272,7 @@ walks = st.lists(
         st.tuples(*[st.floats(-2, 2)] * 3),
     ),
     min_size=1,
-    max_size=12,
+    max_size=8,
 )
 
 
