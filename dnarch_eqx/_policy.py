@@ -201,10 +201,12 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
             # Nor is what others have just grown to given up.
             new = np.maximum(new, plan) if again else new
             return BreakEvenState(now, 0.0, timing.step(new), growths), new
-        # With the room that growing axes would be given: it is not taken from them.
-        fit = _grown(observation, 0.0)
-        step, fitting = timing.step(plan), timing.step(fit)
-        since = max(now - state.step, 1)
+        step, since = timing.step(plan), max(now - state.step, 1)
+        fit = observation.grid.fit(observation.expected)
+        if np.any(fit != plan):
+            # With the room that growing axes would be given: it is not taken from them.
+            fit = _grown(observation, 0.0)
+        fitting = timing.step(fit)
         wasted = state.wasted + since * max(step - fitting, 0.0)
         if fitting < step and wasted > self.patience * timing.switch(fit):
             return BreakEvenState(now, ran=math.inf), fit
