@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Complex, Float, Inexact
+from jaxtyping import Array, Complex, Float, Inexact, Real
 
 from .._plan import is_smooth
 
@@ -115,7 +115,9 @@ def along(
     return jnp.moveaxis(y, -1, axis)
 
 
-def waves(rows: np.ndarray, columns: np.ndarray, period: int) -> tuple[np.ndarray, np.ndarray]:
+def waves(
+    rows: Real[np.ndarray, " rows"], columns: Real[np.ndarray, " columns"], period: int
+) -> tuple[Float[np.ndarray, "rows columns"], Float[np.ndarray, "rows columns"]]:
     """Cosine and sine of the products of positions and frequencies on a period. In float64,
     and without the whole turns, of which nothing would be left but rounding.
     """
