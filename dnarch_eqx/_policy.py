@@ -153,9 +153,10 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
     **Growing.** The new plan holds the counts of a horizon of $H$ steps at the present
     velocities, where $H$ minimises $C / H + (s(H) - s(0)) / 2$, the compilation and the
     mean waste a step ($C$ seconds a compilation, $s(h)$ seconds a step under the plan that
-    holds the counts $h$ steps ahead): the economic order quantity. Plans that have to grow
-    again before they have run for $C$ seconds double their headroom, so that a jump over $n$
-    buckets takes $O(\log n)$ compilations.
+    holds the counts $h$ steps ahead): the economic order quantity, with $H$ at most as many
+    steps as the run has had. Plans that have to grow again before they have run for $C$
+    seconds double their headroom, so that a jump over $n$ buckets takes $O(\log n)$
+    compilations.
 
     **Competitive ratio.** *On traces that only shrink it pays at most twice what the best
     sequence of plans, chosen with the whole trace known, pays.* Let $f_t$ be the smallest
@@ -282,7 +283,9 @@ def _grown(observation: Observation, headroom: float) -> Int[np.ndarray, " axes"
         timing.compile / steps + 0.5 * (timing.step(fit(ahead(steps))) - tight)
     )
     moving = timing.scale > 0 and bool(np.any(rising > 0))
-    horizon = min((2**i for i in range(21)), key=price) if moving else 0
+    # Nothing is taken to move on for longer than the run has lasted.
+    horizons = (2**i for i in range(max(observation.step, 1).bit_length()))
+    horizon = min(horizons, key=price) if moving else 0
     return fit(_roomy(ahead(horizon), headroom))
 
 

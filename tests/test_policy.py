@@ -605,13 +605,14 @@ def test_break_even_shrinks_all_axes_at_once():
     compile=st.floats(0.1, 1e4),
     ladders=st.sampled_from([dn.every(), dn.geometric(1.5, 2), dn.multiples(16)]),
     cost=st.sampled_from([total, volume]),
+    step=st.sampled_from([1, 5, 100, 2**20]),
 )
-def test_growth_is_the_economic_order_quantity(start, velocity, compile, ladders, cost):
+def test_growth_is_the_economic_order_quantity(start, velocity, compile, ladders, cost, step):
     grid = grid_of({"x": ladders(48), "y": ladders(48)})
     timing = dn.Timing(cost, compile)
     policy = dn.BreakEven(headroom=0.0)
     state, plan = policy(policy.init(), seen((1, 1), grid=grid, timing=timing))
-    observation = seen(start, plan, velocity=velocity, grid=grid, timing=timing)
+    observation = seen(start, plan, step=step, velocity=velocity, grid=grid, timing=timing)
     hp.assume(observation.must_grow)
     _, grown = policy(state, observation)
 
@@ -625,28 +626,31 @@ def test_growth_is_the_economic_order_quantity(start, velocity, compile, ladders
     if max(velocity) <= 0:
         assert grown.tolist() == held(0).tolist()
     else:
-        horizons = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, *(2**i for i in range(11, 21))]
+        # No longer than the run has lasted.
+        horizons = [2**i for i in range(21) if 2**i <= step]
         assert grown.tolist() == held(min(horizons, key=price)).tolist()
 
 
 @pytest.mark.parametrize(
-    "compile, velocity, grown",
+    "compile, velocity, step, grown",
     (
         # C / H + H / 2: for C = 8 that is 8.5, 5, 4, 5 seconds at H = 1, 2, 4, 8.
-        (8.0, 1.0, 8),
-        (2.0, 1.0, 6),  # 2.5, 2, 2.5
-        (200.0, 1.0, 20),  # 28.5, 20.25, 22.25 at 8, 16, 32
+        (8.0, 1.0, 100, 8),
+        (2.0, 1.0, 100, 6),  # 2.5, 2, 2.5
+        (200.0, 1.0, 100, 20),  # 28.5, 20.25, 22.25 at 8, 16, 32
         # C / H + H / 4: for C = 8 that is 4.5, 3, 3, 4.5 at H = 2, 4, 8, 16.
-        (9.0, 0.5, 8),  # 5, 3.25, 3.125, 4.56
-        (8.0, 0.0, 4),
-        (8.0, -1.0, 4),
+        (9.0, 0.5, 100, 8),  # 5, 3.25, 3.125, 4.56
+        (8.0, 0.0, 100, 4),
+        (8.0, -1.0, 100, 4),
+        # A run of 3 steps is not taken to go on like that for 4.
+        (8.0, 1.0, 3, 6),
     ),
 )
-def test_growth_by_hand(compile, velocity, grown):
+def test_growth_by_hand(compile, velocity, step, grown):
     grid, timing = grid_of({"x": tuple(range(1, 65))}), dn.Timing(total, compile)
     policy = dn.BreakEven()
     state, plan = policy(policy.init(), seen((3,), grid=grid, timing=timing))
-    look = seen((4,), plan, velocity=velocity, grid=grid, timing=timing)
+    look = seen((4,), plan, step=step, velocity=velocity, grid=grid, timing=timing)
     assert policy(state, look)[1].tolist() == [grown]
 
 
