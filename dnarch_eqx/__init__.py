@@ -21,7 +21,6 @@ from ._learner import (
     Aux as Aux,
     Compilation as Compilation,
     Learner as Learner,
-    predict as predict,
     State as State,
 )
 from ._masks import (
@@ -63,6 +62,7 @@ from ._policy import (
     Observation as Observation,
     Oracle as Oracle,
 )
+from ._predict import predict as predict
 from ._programs import (
     forbid_compilation as forbid_compilation,
     persistent_cache as persistent_cache,

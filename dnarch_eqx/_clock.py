@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ._timing import calibrated, Timing
 
@@ -65,7 +65,7 @@ class Clock:
         self.timing = self.timing.replace(**dict(zip(numbers, agreed.tolist())))
 
 
-def from_first(x: np.ndarray) -> np.ndarray:
+def from_first(x: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """The first process's value: times differ, and all have to decide alike."""
     if jax.process_count() == 1:
         return x

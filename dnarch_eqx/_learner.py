@@ -1,6 +1,6 @@
 import dataclasses
 import weakref
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -8,11 +8,10 @@ import jax
 import jax.lax as lax
 import jax.monitoring as monitoring
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ._axes import AxisMap, check, Gate, nodes
 from ._custom_types import Loss
@@ -156,7 +155,7 @@ class Learner:
         batch: PyTree,
         plan: Plan | Mapping[str, int],
         *,
-        key: jax.Array | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[State, Aux]:
         """One update of weights and masks. Compiles if the plan is new.
 
@@ -179,11 +178,7 @@ class Learner:
 
     def _call(self, state: State, batch: PyTree, plan: Plan, key) -> tuple[Any, State, Aux]:
         """Without a look at the masks; and what the step is known by."""
-        known = self._signature(state, batch, plan, key)
-        program = self._programs.get(known)
-        if program is None:
-            program = self._trace(state, batch, plan, key=key).compile()
-            self._add(known, plan, program)
+        known, program = self._program(state, batch, plan, key)
         new, aux = program((state, batch, key))
         self._last = weakref.ref(new), known[0]
         self._plan = plan
@@ -196,7 +191,7 @@ class Learner:
         batch: PyTree,
         plan: Plan | Mapping[str, int],
         *,
-        key: jax.Array | None = None,
+        key: PRNGKeyArray | jax.ShapeDtypeStruct | None = None,
     ) -> None:
         """Compiles the step of a plan ahead of time, or does nothing if it is there.
 
@@ -206,17 +201,24 @@ class Learner:
             arrays also [`jax.ShapeDtypeStruct`][]s.
         """
         plan = plan if isinstance(plan, Plan) else Plan(plan)
-        known = self._signature(state, batch, plan, key)
-        if known not in self._programs:
-            self._add(known, plan, self._trace(state, batch, plan, key=key).compile())
+        self._program(state, batch, plan, key)
 
     def lower(
-        self, state: State, batch: PyTree, plan: Plan, *, key: jax.Array | None = None
+        self, state: State, batch: PyTree, plan: Plan, *, key: PRNGKeyArray | None = None
     ) -> jax.stages.Lowered:
         """The step under a plan, traced but not run: for its memory, operations and text.
         Takes what [`dnarch_eqx.Learner.step`][] takes.
         """
         return self._trace(state, batch, plan, key=key).lowered
+
+    def _program(self, state: State, batch: PyTree, plan: Plan, key) -> tuple[Any, Program]:
+        """The compiled step, and what it is known by; compiles if it is not there."""
+        known = self._signature(state, batch, plan, key)
+        program = self._programs.get(known)
+        if program is None:
+            program = self._trace(state, batch, plan, key=key).compile()
+            self._add(known, plan, program)
+        return known, program
 
     def _signature(
         self, state: State, batch: PyTree, plan: Plan, key
@@ -226,9 +228,7 @@ class Learner:
             return self._last[1], Signature(batch, key), plan
         return Signature(state), Signature(batch, key), plan
 
-    def _trace(
-        self, state: State, batch: PyTree, plan: Plan, *, key: jax.Array | None = None
-    ) -> Program:
+    def _trace(self, state: State, batch: PyTree, plan: Plan, *, key) -> Program:
         """The step under a plan, still to be compiled."""
         check_allowed(f"the step of {plan}")
         run = lambda args: self._step(args[0], args[1], plan, args[2])
@@ -303,49 +303,3 @@ def _stacked(values, dtype) -> Array:
 @eqx.filter_jit
 def _network(model, masks, axes, plan):
     return materialize(model, axes, masks, plan, check_coverage=False)
-
-
-def predict(
-    net: Callable,
-    x: PyTree,
-    *,
-    batch_size: int,
-    key: jax.Array,
-) -> PyTree:
-    """The outputs of a network that normalises by the statistics of its batch, which hence
-    depend on the batch: the examples are mixed, and every batch has the training's size.
-
-    **Arguments:**
-
-    - `net`: from a batch of inputs to a batch of outputs.
-    - `x`: a PyTree of arrays whose leading axis is the example.
-    - `batch_size`: that of training. The last batch is filled up with other examples, whose
-        outputs are dropped.
-    - `key`: mixes the examples.
-
-    **Returns:**
-
-    The outputs, in the order of `x`.
-    """
-    sizes = {leaf.shape[0] for leaf in jtu.tree_leaves(x)}
-    if len(sizes) != 1:
-        raise ValueError(f"The arrays of `x` must agree in their leading axis, got {sizes}.")
-    (n,) = sizes
-    if not 0 < batch_size <= n:
-        raise ValueError(
-            f"`batch_size` must lie between 1 and the {n} examples, got {batch_size}."
-        )
-    order = jr.permutation(key, n)
-    batches = -(-n // batch_size)
-    filled = jnp.concatenate([order, order[: batches * batch_size - n]])
-    outputs = [
-        _call(net, jtu.tree_map(lambda leaf: leaf[index], x))
-        for index in jnp.split(filled, batches)
-    ]
-    back = jnp.argsort(order)
-    return jtu.tree_map(lambda *ys: jnp.concatenate(ys)[:n][back], *outputs)
-
-
-@eqx.filter_jit
-def _call(net, x):
-    return net(x)

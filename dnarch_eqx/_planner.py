@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Int, PRNGKeyArray, PyTree
 
 from ._clock import Clock
 from ._compiler import Compiler, is_ready
@@ -110,7 +110,7 @@ class Planner:
         self._velocity = Velocity(len(self._grid.axes))
 
     def step(
-        self, state: State, batch: PyTree, *, key: jax.Array | None = None
+        self, state: State, batch: PyTree, *, key: PRNGKeyArray | None = None
     ) -> tuple[State, Aux]:
         """One update of weights and masks, see [`dnarch_eqx.Learner.step`][]. Returns before
         it is done.
@@ -171,13 +171,13 @@ class Planner:
         compilations = self.learner.compilations
         rows = [("step", "seconds", "hidden", "cache", "changes")]
         for c in compilations:
-            changes = ", ".join(f"{axis} {a}->{b}" for axis, (a, b) in c.changes.items())
+            listed = [f"{axis} {a}->{b}" for axis, (a, b) in c.changes.items()]
+            more = f", and {len(listed) - 3} more" if len(listed) > 3 else ""
+            changes = ", ".join(listed[:3]) + more
             cells = (f"{c.seconds:.2f}", f"{c.hidden / c.seconds:.0%}")
             rows.append((str(c.call), *cells, "hit" if c.cached else "miss", changes or "new"))
-        total, hidden = (
-            sum(c.seconds for c in compilations),
-            sum(c.hidden for c in compilations),
-        )
+        total = sum(c.seconds for c in compilations)
+        hidden = sum(c.hidden for c in compilations)
         mode = "in the background" if self._compiler.background else "while training waits"
         return (
             f"{table(rows)}\n\n{len(compilations)} compilations ({mode}): {total:.1f} s, "

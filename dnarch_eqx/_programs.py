@@ -59,7 +59,7 @@ def _leaf(x: Any) -> Hashable:
 
 
 class Program:
-    """A function of a PyTree, compiled for one signature. `trace` and then `compile` it."""
+    """A function of a PyTree for one signature: traced at once, called once it is compiled."""
 
     def __init__(self, fn: Callable[[PyTree], PyTree], args: PyTree, *, donate: bool = False):
         """**Arguments:**

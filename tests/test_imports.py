@@ -26,6 +26,7 @@ ORDER = (
     "_optim",
     "_programs",
     "_learner",
+    "_predict",
     "_report",
     "_clock",
     "_compiler",

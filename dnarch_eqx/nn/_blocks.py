@@ -1,11 +1,10 @@
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 import jax.nn as jnn
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from ._fourier import resize
 from ._kernel import ContinuousConv
@@ -34,7 +33,7 @@ class Block(eqx.Module):
         features: Float[Array, "hidden *grid"] | None,
         *,
         where: Bool[Array, "*space"] | None = None,
-        key: jax.Array | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "out *space"]:
         h = self.norm(x[: self.norm.weight.shape[0]], where=where)
         if where is not None:
@@ -52,7 +51,7 @@ def add_branches(
     present: Float[Array, " depth"] | None,
     *,
     where: Bool[Array, "*space"] | None = None,
-    keys: jax.Array | None = None,
+    keys: Shaped[Array, "depth ..."] | None = None,
     remat: bool = False,
 ) -> Float[Array, "stream *space"]:
     """The residual stream after all blocks.

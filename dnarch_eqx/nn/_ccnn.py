@@ -1,12 +1,11 @@
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 import jax.nn as jnn
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from .._axes import Gate
 from .._materialize import AbstractFreezable
@@ -81,7 +80,7 @@ class CCNN(AbstractFreezable):
         dtype: DTypeLike | None = None,
         remat: bool = False,
         axis_name: str = "batch",
-        key: jax.Array,
+        key: PRNGKeyArray,
     ):
         """**Arguments:**
 
@@ -144,7 +143,7 @@ class CCNN(AbstractFreezable):
         grid = tuple(n + 1 - n % 2 for n in shape)
         norm = lambda: BatchNorm(width, axis_name=axis_name)
 
-        def block(i: int, key: jax.Array) -> Block:
+        def block(i: int, key: PRNGKeyArray) -> Block:
             ckey, key1, key2 = jr.split(key, 3)
             conv = ContinuousConv(
                 width,
@@ -186,7 +185,7 @@ class CCNN(AbstractFreezable):
         x: Shaped[Array, "*channels_and_space"],
         *,
         where: Bool[Array, "*space"] | None = None,
-        key: jax.Array | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "out *dense"]:
         """**Arguments:**
 

@@ -6,7 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._axes import Axes, AxisMap, gated
 from .._custom_types import Cost, Sizes
@@ -44,7 +44,7 @@ def dnarch(
     width_temperature: float = 25.0,
     depth_temperature: float = 8.0,
     stream: bool = False,
-    key: jax.Array,
+    key: PRNGKeyArray,
     **ccnn: Any,
 ) -> tuple[CCNN, dict[str, AbstractMask]]:
     """`DNArch_{learn}(CCNN_base)`: a CCNN at its capacities, and the masks that start it as

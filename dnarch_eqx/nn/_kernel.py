@@ -2,13 +2,12 @@ import math
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.nn as jnn
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._axes import Gate
 from .._masks import product
@@ -39,7 +38,7 @@ class KernelGenerator(eqx.Module):
     grid: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
-        self, grid: Sequence[int], *, omega_0: float, hidden: int = 128, key: jax.Array
+        self, grid: Sequence[int], *, omega_0: float, hidden: int = 128, key: PRNGKeyArray
     ):
         """**Arguments:**
 
@@ -105,7 +104,7 @@ class ContinuousConv(eqx.Module):
         taps: float | None = None,
         method: str = "auto",
         transform: str = "auto",
-        key: jax.Array,
+        key: PRNGKeyArray,
     ):
         """**Arguments:**
 

@@ -6,7 +6,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from .._misc import as_float
 
@@ -18,7 +18,7 @@ class PointwiseLinear(eqx.Module):
     bias: Float[Array, " out"]
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, gain: float = 2.0, key: jax.Array
+        self, in_channels: int, out_channels: int, *, gain: float = 2.0, key: PRNGKeyArray
     ):
         """**Arguments:**
 

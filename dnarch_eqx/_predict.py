@@ -1,0 +1,53 @@
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+import jax.tree_util as jtu
+from jaxtyping import PRNGKeyArray, PyTree
+
+
+def predict(
+    net: Callable,
+    x: PyTree,
+    *,
+    batch_size: int,
+    key: PRNGKeyArray,
+) -> PyTree:
+    """The outputs of a network that normalises by the statistics of its batch, which hence
+    depend on the batch: the examples are mixed, and every batch has the training's size.
+
+    **Arguments:**
+
+    - `net`: from a batch of inputs to a batch of outputs.
+    - `x`: a PyTree of arrays whose leading axis is the example.
+    - `batch_size`: that of training. The last batch is filled up with other examples, whose
+        outputs are dropped.
+    - `key`: mixes the examples.
+
+    **Returns:**
+
+    The outputs, in the order of `x`.
+    """
+    sizes = {leaf.shape[0] for leaf in jtu.tree_leaves(x)}
+    if len(sizes) != 1:
+        raise ValueError(f"The arrays of `x` must agree in their leading axis, got {sizes}.")
+    (n,) = sizes
+    if not 0 < batch_size <= n:
+        raise ValueError(
+            f"`batch_size` must lie between 1 and the {n} examples, got {batch_size}."
+        )
+    order = jr.permutation(key, n)
+    batches = -(-n // batch_size)
+    filled = jnp.concatenate([order, order[: batches * batch_size - n]])
+    outputs = [
+        _call(net, jtu.tree_map(lambda leaf: leaf[index], x))
+        for index in jnp.split(filled, batches)
+    ]
+    back = jnp.argsort(order)
+    return jtu.tree_map(lambda *ys: jnp.concatenate(ys)[:n][back], *outputs)
+
+
+@eqx.filter_jit
+def _call(net, x):
+    return net(x)
