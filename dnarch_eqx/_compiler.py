@@ -44,7 +44,7 @@ class Compiler:
         self._known: dict[bytes, Hashable] = {}
         self._failed: set[Plan] = set()
         self._lasted = 0.0
-        self._offer: tuple[Timing, Timing] | None = None
+        self._offer: tuple[tuple[int, int], Timing, Timing] | None = None
 
     @property
     def background(self) -> bool:
@@ -70,12 +70,12 @@ class Compiler:
 
     def timing(self) -> Timing:
         """What plans cost now: nothing to switch to, if they are compiled."""
-        programs = self._learner._programs
-        held = frozenset(key for key, known in self._known.items() if known in programs)
-        measured = self._clock.timing
-        if self._offer is None or self._offer[0] is not measured or self._offer[1].held != held:
-            self._offer = measured, measured.replace(held=held)
-        return self._offer[1]
+        programs, measured = self._learner._programs, self._clock.timing
+        now = programs.changes, len(self._known)
+        if self._offer is None or self._offer[0] != now or self._offer[1] is not measured:
+            held = frozenset(key for key, known in self._known.items() if known in programs)
+            self._offer = now, measured, measured.replace(held=held)
+        return self._offer[2]
 
     def failed(self, sizes: _Sizes) -> bool:
         return self._grid.plan(sizes) in self._failed

@@ -128,8 +128,9 @@ class Learner:
         self._calls = 0
         self._plan: Plan | None = None
         self._programs = Programs(keep)
-        # The last state given out and its signature, which need not be found out again.
-        self._last: tuple[weakref.ref[State], Signature] | None = None
+        # The last state given out, which need not be looked at again, and what its step and
+        # its batch were known by.
+        self._last: tuple[weakref.ref[State], Signature, Signature] | None = None
 
     def init(self, model: PyTree, masks: Masks) -> State:
         """The state to start from.
@@ -180,7 +181,7 @@ class Learner:
         """Without a look at the masks; and what the step is known by."""
         known, program = self._program(state, batch, plan, key)
         new, aux = program((state, batch, key))
-        self._last = weakref.ref(new), known[0]
+        self._last = weakref.ref(new), *known[:2]
         self._plan = plan
         self._calls += 1
         return known, new, aux
@@ -212,21 +213,24 @@ class Learner:
         return self._trace(state, batch, plan, key=key).lowered
 
     def _program(self, state: State, batch: PyTree, plan: Plan, key) -> tuple[Any, Program]:
-        """The compiled step, and what it is known by; compiles if it is not there."""
+        """The compiled step, and what it is kept by; compiles if it is not there."""
         known = self._signature(state, batch, plan, key)
         program = self._programs.get(known)
         if program is None:
             program = self._trace(state, batch, plan, key=key).compile()
             self._add(known, plan, program)
-        return known, program
+        return program.known, program
 
     def _signature(
         self, state: State, batch: PyTree, plan: Plan, key
     ) -> tuple[Signature, Signature, Plan]:
         """What the compiled step of these arguments is known by."""
-        if self._last is not None and self._last[0]() is state:
-            return self._last[1], Signature(batch, key), plan
-        return Signature(state), Signature(batch, key), plan
+        inputs = Signature(batch, key)
+        if self._last is None or self._last[0]() is not state:
+            return Signature(state), inputs, plan
+        # Equal ones as the same object, quicker to look up: they have hundreds of entries.
+        _, known, last = self._last
+        return known, last if inputs == last else inputs, plan
 
     def _trace(self, state: State, batch: PyTree, plan: Plan, *, key) -> Program:
         """The step under a plan, still to be compiled."""

@@ -95,6 +95,8 @@ class Planner:
         self._policy = policy
         self._memory = policy.init()
         self._in_flight = in_flight
+        self._alone = jax.process_count() == 1
+        self._fetches = jax.default_backend() != "cpu"
         timing = Timing(host_cost(cost, self._grid), compile=0.0, scale=0.0)
         self._clock = Clock(timing)
         self._compiler = Compiler(learner, self._grid, self._clock, background)
@@ -201,7 +203,7 @@ class Planner:
             or self._rejected
             or len(self._flight) >= self._in_flight
             # Several processes see the same only if they look at the same step.
-            or (jax.process_count() == 1 and is_ready(self._flight[0].aux.active))
+            or (self._alone and is_ready(self._flight[0].aux.active))
         ):
             flight = self._flight.popleft()
             if not self._see(flight):
@@ -214,7 +216,7 @@ class Planner:
         active = np.asarray(flight.aux.active)
         self._reach = np.asarray(flight.aux.reach)
         self._velocity.update(self._reach)
-        if not self._changes or np.any(active != self._changes[-1][1]):
+        if not self._changes or (active != self._changes[-1][1]).any():
             self._changes.append((self._seen, active))
         self._seen += 1
         if self._compiler.busy:
@@ -235,14 +237,14 @@ class Planner:
     def _foresee(self, state: State) -> tuple[_Sizes, _Sizes]:
         """The active counts of `state`, and the largest until a compilation could be done."""
         velocity, capacity = self._velocity, self._grid.capacity
-        held = lambda reach: np.minimum(np.floor(reach).astype(int), capacity)
+        held = lambda reach: np.minimum(reach, capacity).astype(int)
         later = len(self._flight) + 1
         bound = None
         if self._reach is not None:
             # The reach is rounded, the last count is not.
             bound = held(self._reach + later * velocity.peak)
             bound = np.maximum(bound, self._changes[-1][1])
-        if bound is None or self._sizes is None or np.any(bound > self._sizes):
+        if bound is None or self._sizes is None or (bound > self._sizes).any():
             # Too close to a boundary to go by what was seen: this waits.
             now = counts(state.masks)
             active = np.array([now[axis] for axis in self._grid.axes], int)
@@ -259,7 +261,7 @@ class Planner:
     def _decide(self, state: State, batch: PyTree, key) -> None:
         """Has a plan that covers the masks of `state`, and asks the policy for a better."""
         active, expected = self._foresee(state)
-        covers = lambda sizes: sizes is not None and bool(np.all(active <= sizes))
+        covers = lambda sizes: sizes is not None and bool((active <= sizes).all())
         waiting = self._compiler.busy and not covers(self._sizes)
         new = self._compiler.receive(wait=waiting)
         if new is not None and covers(new) and self._wanted(new, expected):
@@ -282,13 +284,13 @@ class Planner:
                 f"{self._policy} gave {self._grid.plan(target)}, which does not cover the "
                 f"active counts {dict(zip(self._grid.axes, active.tolist()))}."
             )
-        if not (self._sizes is not None and np.array_equal(target, self._sizes)):
+        if target is not self._sizes and not np.array_equal(target, self._sizes):
             self._get(state, batch, key, target, covers, timing.held)
         self._memory = memory
 
     def _wanted(self, sizes: _Sizes, expected: _Sizes) -> bool:
         """Whether plans that were compiled for what was expected then are good now."""
-        if self._sizes is None or np.any(expected > self._sizes):
+        if self._sizes is None or (expected > self._sizes).any():
             return True
         return self.timing.cost(sizes) < self.timing.cost(self._sizes)
 
@@ -324,7 +326,7 @@ class Planner:
         assert self.plan is not None and self._sizes is not None
         known, new, aux = self.learner._call(state, batch, self.plan, key)
         self._compiler.ran(self._sizes, known)
-        if jax.default_backend() != "cpu":
+        if self._fetches:
             for x in (aux.covered, aux.active, aux.reach):
                 x.copy_to_host_async()
         self._flight.append(_Flight(aux, self._sizes, batch, key))

@@ -38,7 +38,7 @@ class Observation:
     @property
     def must_grow(self) -> bool:
         """Whether the present plan does not hold what is active or foreseen."""
-        return self.plan is None or bool(np.any(self.expected > self.plan))
+        return self.plan is None or bool((self.expected > self.plan).any())
 
 
 class AbstractPolicy(abc.ABC, Generic[_State]):
@@ -204,7 +204,7 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
             return BreakEvenState(now, 0.0, timing.step(new), growths), new
         step, since = timing.step(plan), max(now - state.step, 1)
         fit = observation.grid.fit(observation.expected)
-        if np.any(fit != plan):
+        if (fit != plan).any():
             # With the room that growing axes would be given: it is not taken from them.
             fit = _grown(observation, 0.0)
         fitting = timing.step(fit)

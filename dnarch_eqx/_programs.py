@@ -95,6 +95,7 @@ class Program:
         self.compiling = 0.0
         self.cached = False
         self.compiled: Any = None
+        self.known: Any = None
 
     def compile(self) -> "Program":
         """Compiles; on any thread."""
@@ -121,7 +122,10 @@ class Programs:
     longest time is dropped, with its memory, and one worker that compiles.
     """
 
+    changes: int
+
     def __init__(self, keep: int):
+        self.changes = 0
         self._keep = keep
         self._held: collections.OrderedDict[Hashable, Program] = collections.OrderedDict()
         self._worker: ThreadPoolExecutor | None = None
@@ -138,6 +142,8 @@ class Programs:
         return self._held.get(key)
 
     def put(self, key: Hashable, program: Program) -> None:
+        program.known = key
+        self.changes += 1
         self._held[key] = program
         self._held.move_to_end(key)
         while len(self._held) > self._keep:

@@ -35,14 +35,16 @@ class Grid:
             check_ladder(axis, ladder, masks[axis])
         most = max(map(len, ladders), default=1)
         padded = [(*ladder, *(most - len(ladder)) * ladder[-1:]) for ladder in ladders]
-        self._ladders = np.array(padded, int).reshape(len(self.axes), most)
-        self.capacity = self._ladders[:, -1]
+        ladders = np.array(padded, int).reshape(len(self.axes), most)
+        self.capacity = ladders[:, -1]
+        # The bucket of every count, all axes one behind the other.
+        fits = [row[np.searchsorted(row, np.arange(row[-1] + 1))] for row in ladders]
+        self._fits = np.concatenate([*fits, np.zeros(0, int)])
+        self._starts = np.cumsum([0, *map(len, fits)])[:-1]
 
     def fit(self, counts: Int[np.ndarray, " axes"]) -> Int[np.ndarray, " axes"]:
         """The smallest buckets that hold these counts."""
-        counts = np.minimum(counts, self.capacity)
-        index = (self._ladders >= counts[:, None]).argmax(1)
-        return np.take_along_axis(self._ladders, index[:, None], 1)[:, 0]
+        return self._fits[self._starts + np.minimum(counts, self.capacity)]
 
     def plan(self, sizes: Int[np.ndarray, " axes"]) -> Plan:
         """The plan of these buckets."""

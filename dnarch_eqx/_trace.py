@@ -123,9 +123,9 @@ class Velocity:
             moved = position - self._last
             self._taken += 1
             new = 1 / min(self._taken, self._steps)
-            self.mean = (1 - new) * self.mean + new * moved
+            mean = (1 - new) * self.mean + new * moved
             # Positions are rounded to float32: what is below that is no movement.
-            self.mean[np.abs(self.mean) < 1e-5] = 0.0
+            self.mean = mean * (np.abs(mean) >= 1e-5)
             self.peak = np.maximum((1 - 1 / self._steps) * self.peak, moved)
         self._last = position
 
