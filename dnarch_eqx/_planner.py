@@ -34,6 +34,14 @@ class _Flight:
     key: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class _Wish:
+    """A plan that is to be compiled, in so many calls at the latest."""
+
+    sizes: _Sizes
+    calls: int
+
+
 class Planner:
     """Runs the training step, each time under a plan that covers the masks, while a policy
     decides on the plans. What is planned, measured and compiled meanwhile lies here; what is
@@ -42,9 +50,9 @@ class Planner:
     Training waits neither for the host nor for compilations: masks are looked at once their
     step is done, growth is foreseen from how fast they move, and the next step is compiled on
     another thread while training goes on under the plan it has. Whatever happens, a step that
-    would crop an active position is not accepted: where masks come close to a boundary they
-    are waited for; a step that was started too early leaves the state as it was, and is done
-    again under a larger plan.
+    would crop an active position is not accepted: it leaves the state as it was, and is done
+    again under a larger plan. Where masks come close to a boundary only one step is started
+    ahead, so that little is lost.
 
     !!! Example
 
@@ -69,6 +77,7 @@ class Planner:
         *,
         cost: Cost | None = None,
         background: bool | None = None,
+        headroom: float = 0.05,
         in_flight: int = 8,
     ):
         """**Arguments:**
@@ -81,10 +90,13 @@ class Planner:
             the budget's complexity; without a budget the mean share of the capacities.
         - `background`: whether training goes on during compilations. By default in a single
             process whose backend can, by a first measurement.
+        - `headroom`: how many more positions the first plan is to hold, as a share of the
+            active ones: how fast masks move is not known yet.
         - `in_flight`: how many steps may be under way that were not looked at.
 
         Raises `ValueError` for ladders that do not rise or do not end at the capacity.
         """
+        at_least("headroom", headroom, 0)
         at_least("in_flight", in_flight, 1)
         if cost is None and learner.budget is not None:
             cost = learner.budget.cost
@@ -94,6 +106,7 @@ class Planner:
         self._grid = Grid(masks, buckets)
         self._policy = policy
         self._memory = policy.init()
+        self._headroom = headroom
         self._in_flight = in_flight
         self._alone = jax.process_count() == 1
         self._fetches = jax.default_backend() != "cpu"
@@ -101,6 +114,7 @@ class Planner:
         self._clock = Clock(timing)
         self._compiler = Compiler(learner, self._grid, self._clock, background)
         self._sizes: _Sizes | None = None
+        self._wish: _Wish | None = None
         self._switches: list[tuple[int, tuple[int, ...]]] = []
         self._flight: collections.deque[_Flight] = collections.deque()
         self._rejected: list[_Flight] = []
@@ -135,7 +149,7 @@ class Planner:
         those again that were started under a plan that proved too small.
         """
         while self._flight and self._last is not None and self._last() is state:
-            self._look(wait=True)
+            self._look(ahead=0)
             state = self._again(state)
         return state
 
@@ -192,16 +206,17 @@ class Planner:
         """Another state than the last: what was known of the masks does not hold for it."""
         self._flight.clear()
         self._rejected.clear()
+        self._wish = None
         self._reach = None
         self._velocity = Velocity(len(self._grid.axes))
         self._clock.restart()
 
-    def _look(self, wait: bool = False) -> None:
-        """Takes in the steps that are done; waits for those that are too many, or for all."""
+    def _look(self, ahead: int | None = None) -> None:
+        """Takes in the steps that are done; waits until no more than `ahead` are not."""
+        ahead = self._in_flight - 1 if ahead is None else ahead
         while self._flight and (
-            wait
-            or self._rejected
-            or len(self._flight) >= self._in_flight
+            self._rejected
+            or len(self._flight) > ahead
             # Several processes see the same only if they look at the same step.
             or (self._alone and is_ready(self._flight[0].aux.active))
         ):
@@ -238,35 +253,38 @@ class Planner:
         """The active counts of `state`, and the largest until a compilation could be done."""
         velocity, capacity = self._velocity, self._grid.capacity
         held = lambda reach: np.minimum(reach, capacity).astype(int)
-        later = len(self._flight) + 1
-        bound = None
-        if self._reach is not None:
-            # The reach is rounded, the last count is not.
-            bound = held(self._reach + later * velocity.peak)
-            bound = np.maximum(bound, self._changes[-1][1])
-        if bound is None or self._sizes is None or (bound > self._sizes).any():
-            # Too close to a boundary to go by what was seen: this waits.
-            now = counts(state.masks)
+        if self._reach is None or self._sizes is None:
+            now = counts(state.masks)  # this waits
             active = np.array([now[axis] for axis in self._grid.axes], int)
-        else:
-            active = bound
-        if self._reach is None or self._sizes is None or not self._compiler.background:
+            roomy = active * (1 + (self._headroom if self._sizes is None else 0.0))
+            return active, held(roomy)
+        bound = lambda: held(self._reach + (len(self._flight) + 1) * velocity.peak)
+        active = bound()
+        if self._wish is None and (active > self._sizes).any():
+            # Close to a boundary: one step is started ahead, even if it may be rejected.
+            self._look(ahead=1)
+            active = bound()
+        # The reach is rounded, the last count is not.
+        active = np.maximum(np.minimum(active, self._sizes), self._changes[-1][1])
+        if not self._compiler.background:
             return active, active
         step = self.timing.step(self._sizes)
         horizon = 1.25 * self._compiler.seconds / step if step > 0 else 0.0
-        rising = np.maximum(velocity.mean, 0.0)
-        ahead = held(self._reach + (later + min(horizon, 1e4)) * rising)
+        steps = len(self._flight) + 1 + min(horizon, 1e4)
+        ahead = held(self._reach + steps * np.maximum(velocity.mean, 0.0))
         return active, np.maximum(active, ahead)
 
     def _decide(self, state: State, batch: PyTree, key) -> None:
         """Has a plan that covers the masks of `state`, and asks the policy for a better."""
         active, expected = self._foresee(state)
+        if self._rejected:
+            return  # what is foreseen is of a state that did not come to be
         covers = lambda sizes: sizes is not None and bool((active <= sizes).all())
         waiting = self._compiler.busy and not covers(self._sizes)
         new = self._compiler.receive(wait=waiting)
         if new is not None and covers(new) and self._wanted(new, expected):
             self._switch(new)
-        if self._compiler.busy:
+        if self._compiler.busy or self._rejected:
             return
         timing = self._compiler.timing()
         seen = Observation(
@@ -278,7 +296,10 @@ class Planner:
             self._grid,
             timing,
         )
-        memory, target = self._policy(self._memory, seen)
+        if self._wish is None or not covers(self._wish.sizes):
+            memory, target = self._policy(self._memory, seen)
+        else:
+            memory, target = self._memory, self._wish.sizes
         if not covers(target):
             raise ValueError(
                 f"{self._policy} gave {self._grid.plan(target)}, which does not cover the "
@@ -306,8 +327,7 @@ class Planner:
             if self._compiler.failed(target):
                 return None
             if self._compiler.background:
-                last = self._flight[-1].aux.active if self._flight else None
-                return self._compiler.later(state, batch, key, target, last)
+                return self._later(state, batch, key, target)
         try:
             self._compiler.now(state, batch, key, target)
         except Exception as error:
@@ -316,9 +336,22 @@ class Planner:
             return self._compiler.fail(target, error)
         self._switch(target)
 
+    def _later(self, state: State, batch: PyTree, key, target: _Sizes) -> None:
+        """Starts to compile once enough steps are under way to keep the device busy while this
+        thread traces.
+        """
+        calls = self._in_flight if self._wish is None else self._wish.calls
+        if calls > 0 and len(self._flight) < self._in_flight - 1:
+            self._wish = _Wish(target, calls - 1)
+            return
+        self._wish = None
+        last = self._flight[-1].aux.active if self._flight else None
+        self._compiler.later(state, batch, key, target, last)
+
     def _switch(self, sizes: _Sizes) -> None:
         # No step may be accepted after one that was not.
-        self._look(wait=True)
+        self._look(ahead=0)
+        self._wish = None
         self._sizes, self.plan = sizes, self._grid.plan(sizes)
         self._switches.append((self._seen, tuple(sizes.tolist())))
 

@@ -192,7 +192,9 @@ def test_another_state_is_looked_at_anew(net, getkey):
         assert aux.covered
 
 
-def test_masks_far_from_a_boundary_are_not_waited_for(net, getkey, monkeypatch):
+@pytest.mark.parametrize("peak", [None, 2.0])
+def test_masks_are_not_waited_for(peak, net, getkey, monkeypatch):
+    # Neither far from a boundary nor, as they seem to be if they might move fast, close to it.
     masks = masks_of(10.5, 10.5)
     learner = learner_of(net, dn.adamw(1e-6, steps=100))
     planner = dn.Planner(learner, masks, {"h": (16, 24), "k": (16, 24)}, background=True)
@@ -204,8 +206,12 @@ def test_masks_far_from_a_boundary_are_not_waited_for(net, getkey, monkeypatch):
         raise AssertionError("looked at the masks")
 
     monkeypatch.setattr(_planner, "counts", refuse)
+    if peak is not None:
+        monkeypatch.setattr(planner._velocity, "update", lambda _: None)
+        planner._velocity.peak = np.full(2, peak)
     for batch in batches(getkey(), 20):
         state, _ = planner.step(state, batch)
+        assert peak is None or len(planner._flight) <= 2
     assert int(planner.finish(state).step) == 22
 
 
@@ -268,17 +274,18 @@ def test_a_plan_that_cannot_be_compiled(background, net, getkey, monkeypatch):
     failing(monkeypatch, [16])
     masks = masks_of()
     learner = learner_of(net)
-    policy = dn.Oracle(((0, (24, 24)), (3, (16, 16)), (5, (20, 20))))
+    policy = dn.Oracle(((0, (24, 24)), (3, (16, 16)), (400, (20, 20))))
     planner = dn.Planner(learner, masks, LADDERS, policy, background=background)
     state = learner.init(net, masks)
     data = it.cycle(batches(getkey(), 10))
     with pytest.warns(UserWarning, match=r"Plan\(h=16, k=16\) failed.*RESOURCE_EXHAUSTED"):
-        for batch in it.islice(data, 5):
+        # Compiling waits for as many steps as may be under way, at most.
+        for batch in it.islice(data, 4 + planner._in_flight):
             state, _ = planner.step(state, batch)
         while planner._compiler.busy:
             state, _ = planner.step(state, next(data))
     assert planner.plan == dn.Plan({"h": 24, "k": 24})
-    steps = 5
+    steps = 4 + planner._in_flight
     while planner.plan != dn.Plan({"h": 20, "k": 20}):
         state, _ = planner.step(state, next(data))
         steps += 1
