@@ -1,4 +1,5 @@
 import contextlib
+import gzip
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -52,9 +53,7 @@ def damaged(path: Path) -> Iterator[None]:
     """Whatever decompressing raises as a `ValueError` that names the file."""
     try:
         yield
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path} is damaged or cut off: {error}") from error
 
 

@@ -18,12 +18,11 @@ def load(
 ) -> Splits:
     """A data set of the archive by its name: series `(1, length)` and labels from 0 on.
 
-    The archive writes shorter series and missing values as `NaN`. As it advises for those who
-    need series without, missing values are interpolated linearly, beyond the first one by it,
-    and shorter series go on to the longest one's length. They go on with zeros here, not with
-    the faint noise of the copies that lie in the archive's folder
-    `Missing_value_and_variable_length_datasets_adjusted`; name that as the folder to get the
-    copies. Only values at the end count as beyond a series.
+    The archive writes missing values as `NaN`, and shorter series with `NaN` at their ends.
+    Here missing values are interpolated linearly (before the first value there is, by it), and
+    shorter series go on with zeros. The archive has copies adjusted by its authors, too, in
+    its folder `Missing_value_and_variable_length_datasets_adjusted`: name that as the folder to
+    get these.
 
     - `folder`: of the archive, with a folder of every data set's name.
     - `valid`: the share of the training set to choose by; if 0, the test set is `valid`, too.
