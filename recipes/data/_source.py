@@ -12,7 +12,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+    def __getitem__(self, index: int) -> tuple[Any, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         return jtu.tree_map(lambda a: a[index], self.x), self.y[index]
 
 
@@ -65,7 +65,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, index: int, /) -> tuple[Float[np.ndarray, "channels *space"], Any]:
+    def __getitem__(self, index: int) -> tuple[Float[np.ndarray, "channels *space"], Any]:
         pixels = self.pixels[index]
         broad = (-1, *[1] * (pixels.ndim - 1))
         scale = (1 / (255 * self.std)).astype(np.float32).reshape(broad)
@@ -83,7 +83,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.source[int(self.index[index])]
 
 

@@ -8,8 +8,6 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Int, Int32, UInt16
 
-from ._source import Source
-
 
 # In front of every vocabulary, in the order of S4's loaders (src/dataloaders/lra.py).
 PAD, UNKNOWN, END = SPECIALS = ("<pad>", "<unk>", "<eos>")
@@ -41,13 +39,13 @@ class Texts:
     def __len__(self) -> int:
         return len(self.ends)
 
-    def __getitem__(self, index: int, /) -> Int32[np.ndarray, " length"]:
+    def __getitem__(self, index: int) -> Int32[np.ndarray, " length"]:
         start = self.ends[index - 1] if index else 0
         return padded(self.ids[start : self.ends[index]], self.length, self.pad)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Sequences(Source):
+class Sequences:
     """Texts and their labels: `x` is `(length,)`, of int32."""
 
     texts: Texts
@@ -56,12 +54,12 @@ class Sequences(Source):
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, index: int, /) -> tuple[Int32[np.ndarray, " length"], Any]:
+    def __getitem__(self, index: int) -> tuple[Int32[np.ndarray, " length"], Any]:
         return self.texts[index], self.y[index]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pairs(Source):
+class Pairs:
     """Pairs of texts: `x` is two arrays `(length,)`, of int32.
 
     - `first`, `second`: which texts.
@@ -76,7 +74,7 @@ class Pairs(Source):
         return len(self.y)
 
     def __getitem__(
-        self, index: int, /
+        self, index: int
     ) -> tuple[tuple[Int32[np.ndarray, " length"], Int32[np.ndarray, " length"]], Any]:
         return (self.texts[self.first[index]], self.texts[self.second[index]]), self.y[index]
 

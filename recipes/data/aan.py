@@ -37,12 +37,11 @@ def load(folder: Path, *, length: int = 4000, pad: _text.Pad = "left") -> Splits
     vocabulary = _text.characters(texts, length, times=times)
     ids = _text.encode_characters(texts, vocabulary, length)
     held = _text.Texts.of(ids, length, pad)
-    pairs = (_text.Pairs(held, *map(np.array, part[1:]), _labels(part[0])) for part in parts)
-    return Splits(*pairs, vocabulary=vocabulary)
-
-
-def _labels(labels: list[int]) -> np.ndarray:
-    return np.array(labels, np.int32)
+    train, valid, test = (
+        _text.Pairs(held, np.array(first), np.array(second), np.array(labels, np.int32))
+        for labels, first, second in parts
+    )
+    return Splits(train, valid, test, vocabulary)
 
 
 def _read(

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from . import _files, _text
-from ._source import random_split, Source, Splits
+from ._source import random_split, Splits
 
 
 URL = "https://ai.stanford.edu/~amaas/data/sentiment/"
@@ -63,16 +63,20 @@ def load(
         raise ValueError(f"`valid` must be at least 0 and below 1, got {valid}.")
     train, test = read(folder, encoding)
     vocabulary = _text.characters(train.texts, length, min_freq=min_freq)
-    sources = []
-    for part in (train, test):
-        ids = _text.encode_characters(part.texts, vocabulary, length)
-        held = _text.Texts.of(ids, length, pad)
-        sources.append(_text.Sequences(held, part.y.astype(np.int32)))
-    held = int(valid * len(train.y))
-    split: tuple[Source, Source] = (sources[0], sources[1])
-    if held:
-        split = random_split(sources[0], (len(train.y) - held, held), seed)  # pyright: ignore
-    return Splits(*split, sources[1], vocabulary)
+    learn, report = (
+        _text.Sequences(
+            _text.Texts.of(
+                _text.encode_characters(part.texts, vocabulary, length), length, pad
+            ),
+            part.y.astype(np.int32),
+        )
+        for part in (train, test)
+    )
+    if not valid:
+        return Splits(learn, report, report, vocabulary)
+    held = round(valid * len(learn))
+    learn, choose = random_split(learn, (len(learn) - held, held), seed)
+    return Splits(learn, choose, report, vocabulary)
 
 
 def load_pairs(

@@ -54,7 +54,8 @@ def load(
     if not valid:
         return Splits(train, test, test)
     held = round(valid * len(train))
-    return Splits(*random_split(train, (len(train) - held, held), seed), test)
+    train, held_out = random_split(train, (len(train) - held, held), seed)
+    return Splits(train, held_out, test)
 
 
 def _read(path: Path) -> Float[np.ndarray, "series columns"]:
