@@ -12,13 +12,12 @@ from ._source import random_split, Splits
 
 URL = "https://pde-xd.s3.amazonaws.com/cosmic/"
 
-# Proposals and visits of fields of galaxies outside the Local Group and nearby ones, the only
-# ones taken (NAS-Bench-360: backbone/data_utils/cosmic_dataset.py). Others are of globular
-# clusters and of extragalactic fields.
+# Proposals and visits whose fields are of the type GAL, the only ones taken (NAS-Bench-360:
+# backbone/data_utils/cosmic_dataset.py). The others are of the types EX and GC.
 GALAXIES = frozenset(
-    "10760_2 10760_4 13737_2 13737_3 9490_a3 12513_2 12513_3 10182_pb 10182_pd 10584_13 10342_3 "
-    "14343_1 13057_1 10260_7 10260_5 10407_3 13364_95 10190_28 10190_13 9490_a2 13691_11 "
-    "12058_12 12058_16 12058_1 12058_6 14704_1 13804_6".split()
+    "9490_a2 9490_a3 10182_pb 10182_pd 10190_13 10190_28 10260_5 10260_7 10342_3 10407_3 "
+    "10584_13 10760_2 10760_4 12058_1 12058_6 12058_12 12058_16 12513_2 12513_3 13057_1 "
+    "13364_95 13691_11 13737_2 13737_3 13804_6 14343_1 14704_1".split()
 )
 
 SIZE = 128

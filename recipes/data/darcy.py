@@ -90,10 +90,10 @@ def _fields(
     fields = []
     for name in ("coeff", "sol"):  # one at a time: each is of 1.5 GB
         field = _variable(path, name)
-        if field.ndim != 3 or field.shape[1] != field.shape[2] or field.dtype.kind != "f":
+        if field.ndim != 3 or field.shape[1] != field.shape[2] or field.dtype.kind not in "fiu":
             raise ValueError(
-                f"{name} of {path} is an array {field.shape} of {field.dtype}, not (n, s, s) of "
-                "real numbers."
+                f"{name} of {path} is an array {field.shape} of {field.dtype}, not (n, s, s) "
+                "of real numbers."
             )
         if every < 1 or (field.shape[1] - 1) % every:
             raise ValueError(
@@ -112,7 +112,8 @@ def _fields(
 
 def _variable(path: Path, name: str) -> np.ndarray:
     try:
-        return scipy.io.loadmat(path, variable_names=[name])[name]
+        # MATLAB saves numbers that are whole as bytes; `mat_dtype` makes them real again.
+        return scipy.io.loadmat(path, variable_names=[name], mat_dtype=True)[name]
     except NotImplementedError:
         return _variable_73(path, name)
     except KeyError:

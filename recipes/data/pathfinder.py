@@ -36,11 +36,11 @@ class Drawings:
         path = _files.required(self.folder / self.names[index], LRA)
         try:
             with Image.open(path) as image:
+                if image.size != (self.size, self.size):
+                    raise ValueError(f"{path} has {image.size} pixels, not {self.size} square.")
                 pixels = np.asarray(image.convert("L"))
         except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's three
             raise ValueError(f"{path} is no image, or a damaged one: {error}") from error
-        if pixels.shape != (self.size, self.size):
-            raise ValueError(f"{path} has the shape {pixels.shape}, not {2 * (self.size,)}.")
         x = pixels.astype(np.float32)[None] / 127.5 - 1
         return (x.reshape(1, -1) if self.sequential else x), self.y[index]
 
@@ -95,7 +95,9 @@ def load(
     size = _size(folder / names[0])
     source = Drawings(folder, tuple(names), np.array(labels, np.int32), size, sequential)
     tenth = len(names) // 10
-    return Splits(*random_split(source, (len(names) - 2 * tenth, tenth, tenth), seed))
+    lengths = (len(names) - 2 * tenth, tenth, tenth)
+    train, valid, test = random_split(source, lengths, seed)
+    return Splits(train, valid, test)
 
 
 def _empty(path: Path) -> bool:
