@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import absl.flags
 import grain
 import jax
 import numpy as np
@@ -50,7 +51,7 @@ def batches(
     """
     index, count = (jax.process_index(), jax.process_count()) if process is None else process
     if not 0 <= index < count:
-        raise ValueError(f"`process` must be an index and a larger count, got {index, count}.")
+        raise ValueError(f"`process` must be an index and a larger count, got {index} and {count}.")
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be positive, got {batch_size}.")
     if not 0 <= seed < 2**32:
@@ -80,5 +81,7 @@ def batches(
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
     data = data.to_iter_dataset(read)
     if workers:
+        if not absl.flags.FLAGS.is_parsed():
+            absl.flags.FLAGS.mark_as_parsed()  # Grain reads flags there, of which there are none
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(data)
