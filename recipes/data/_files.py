@@ -4,6 +4,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO, cast
 
 
 def required(path: Path, where: str) -> Path:
@@ -19,7 +20,7 @@ def required(path: Path, where: str) -> Path:
 def members(
     archive: Path, wanted: Callable[[str], bool], *, largest: int = 2**28
 ) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of files in a tar, compressed or not, without unpacking it.
+    """Names and contents of files in a tar, by gzip or not, without unpacking it.
 
     - `wanted`: of which names.
     - `largest`: how many bytes a file may have.
@@ -27,7 +28,11 @@ def members(
     Raises a `ValueError` if the archive is damaged, or has a name that leads out of it, a link,
     or a device: no published archive has.
     """
-    with damaged(archive), tarfile.open(archive, "r|*") as tar:
+    with (
+        damaged(archive),
+        _opened(archive) as file,
+        tarfile.open(fileobj=file, mode="r|") as tar,
+    ):
         for member in tar:
             path = PurePosixPath(member.name)
             if path.is_absolute() or ".." in path.parts or "\\" in member.name:
@@ -43,9 +48,17 @@ def members(
                     f"{member.name!r} in {archive} has {member.size:,} bytes; at most "
                     f"{largest:,} are read."
                 )
-            file = tar.extractfile(member)
-            assert file is not None  # it is a regular file
-            yield str(path), file.read()
+            content = tar.extractfile(member)
+            assert content is not None  # it is a regular file
+            yield str(path), content.read()
+        while file.read(2**20):
+            pass  # gzip keeps its checksum at the end
+
+
+def _opened(archive: Path) -> BinaryIO:
+    with archive.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return cast(BinaryIO, gzip.open(archive)) if zipped else archive.open("rb")
 
 
 @contextlib.contextmanager

@@ -51,7 +51,9 @@ def batches(
     """
     index, count = (jax.process_index(), jax.process_count()) if process is None else process
     if not 0 <= index < count:
-        raise ValueError(f"`process` must be an index and a larger count, got {index} and {count}.")
+        raise ValueError(
+            f"`process` must be an index and a larger count, got {index} and {count}."
+        )
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be positive, got {batch_size}.")
     if not 0 <= seed < 2**32:
