@@ -284,7 +284,7 @@ def test_an_archive_cut_off(tmp_path, form):
 
 @pytest.mark.parametrize("kind, label", ((10, 10), (100, 100)))
 def test_unknown_labels(tmp_path, kind, label):
-    for form, at in ((binary, None), (python, None)):
+    for form in (binary, python):
         files = form(kind)
         name = next(name for name in files if "test" in name)
         if form is binary:

@@ -84,6 +84,6 @@ def batches(
     data = data.to_iter_dataset(read)
     if workers:
         if not absl.flags.FLAGS.is_parsed():
-            absl.flags.FLAGS.mark_as_parsed()  # Grain reads flags there, of which there are none
+            absl.flags.FLAGS.mark_as_parsed()  # Grain reads flags; there are none
         data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(data)

@@ -31,13 +31,19 @@ class Normaliser:
         return Normaliser(fields.mean(0), fields.std(0, ddof=1) + eps)
 
     def encode(self, fields: Float[np.ndarray, "*n rows columns"]) -> Any:
-        return (fields - self.mean.astype(fields.dtype)) / self.std.astype(fields.dtype)
+        mean, std = self._like(fields)
+        return (fields - mean) / std
 
     def decode(self, fields: Float[np.ndarray, "*n rows columns"]) -> Any:
         """The inverse, of arrays of NumPy or JAX. Losses and errors are taken of what it gives,
         `||p - y|| / ||y||` of each example.
         """
-        return fields * self.std.astype(fields.dtype) + self.mean.astype(fields.dtype)
+        mean, std = self._like(fields)
+        return fields * std + mean
+
+    def _like(self, fields: Float[np.ndarray, "*n rows columns"]) -> list[np.ndarray]:
+        shape = (1,) * (fields.ndim - 2) + self.mean.shape
+        return [a.astype(fields.dtype).reshape(shape) for a in (self.mean, self.std)]
 
 
 def load(

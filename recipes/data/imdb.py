@@ -133,9 +133,10 @@ def _pairs(
         raise ValueError("There are not two films of two reviews to make pairs of.")
     y = np.arange(number) % 2
     # Without repetitions, as far as there are as many.
-    draw = lambda: np.resize(rng.permutation(len(first)), number)
-    a, b = draw(), draw()
-    a[y == 1] = b[y == 1]
+    draw = lambda n: np.resize(rng.permutation(len(first)), n)
+    a, b = np.empty((2, number), int)
+    a[y == 1] = b[y == 1] = draw(np.sum(y == 1))
+    a[y == 0], b[y == 0] = draw(np.sum(y == 0)), draw(np.sum(y == 0))
     while len(same := np.flatnonzero((y == 0) & (film[first[a]] == film[second[b]]))):
         b[same] = rng.integers(len(first), size=len(same))
     swap = rng.random(number) < 0.5
