@@ -6,6 +6,7 @@ import itertools as it
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def write(folder: Path, contents: dict[str, bytes]) -> None:
         (folder / name).write_bytes(content)
 
 
-def examples(split) -> list[tuple[np.ndarray, int]]:
+def examples(split) -> list[tuple[np.ndarray, Any]]:
     return [split[i] for i in range(len(split))]
 
 
@@ -50,7 +51,7 @@ def drawn(n: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return pixels, rng.integers(classes, size=n), rng.integers(20, size=n)
 
 
-def batches_of(kind: int) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def batches_of(kind: int) -> dict[str, tuple[np.ndarray, ...]]:
     parts = [drawn(n, kind) for n in COUNTS]
     if kind == 100:
         return {"train": parts[0], "test": parts[1]}
@@ -72,10 +73,13 @@ def binary(kind: int) -> dict[str, bytes]:
     return files
 
 
-class Python2(pickle._Pickler):  # pyright: ignore
+_Pickler: Any = vars(pickle)["_Pickler"]  # the one in Python, whose parts can be replaced
+
+
+class Python2(_Pickler):
     """Writes what Python 2 wrote: strings of bytes, and the names of NumPy's modules then."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # pyright: ignore
+    dispatch = dict(_Pickler.dispatch)
 
     def string(self, value):
         short = len(value) < 256

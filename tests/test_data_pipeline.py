@@ -111,10 +111,10 @@ def noisy(example, rng):
 
 
 def test_transforms_have_their_own_randomness():
-    draw = lambda **kwargs: {
+    draw = lambda seed=0, threads=2: {
         (epoch, int(y)): float(x[0] - y)
         for epoch, batch in enumerate(
-            batches(numbered(6), 6, epochs=3, transform=noisy, **{"seed": 0} | kwargs)
+            batches(numbered(6), 6, seed=seed, epochs=3, transform=noisy, threads=threads)
         )
         for x, y in zip(*batch)
     }

@@ -23,7 +23,7 @@ def batches(
     drop_last: bool = True,
     process: tuple[int, int] | None = None,
     transform: Transform | None = None,
-    threads: int = 2,
+    threads: int = 1,
     ahead: int = 4,
     workers: int = 0,
 ) -> grain.DatasetIterator:
@@ -43,9 +43,10 @@ def batches(
         something else every epoch if shuffled.
     - `transform`: a random change `(example, rng) -> example`, different every epoch.
     - `threads`, `ahead`: how many threads make batches, and how many batches are made before
-        they are asked for. Without threads it is done as they are asked for.
-    - `workers`: how many processes to start for it besides. Threads do for arrays and for
-        files; this is for sources that compute in Python.
+        they are asked for. One is best for arrays in memory: more wait for one another. More
+        are for files. Without threads, batches are made as they are asked for.
+    - `workers`: how many processes to start for it besides, for sources that compute in
+        Python.
 
     Raises a `ValueError` where there is not one batch.
     """

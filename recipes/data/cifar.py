@@ -81,10 +81,12 @@ def augment(
     CIFAR-10 (datamodules/cifar10.py). To normalise before or after it is the same.
     """
     x, y = example
-    rows, columns = rng.integers(9, size=2)
-    x = np.pad(x, ((0, 0), (4, 4), (4, 4)), mode="symmetric")
-    x = x[:, rows : rows + 32, columns : columns + 32]
-    return (x[:, :, ::-1] if rng.random() < 0.5 else x), y
+    i, j = (_MIRRORED[start : start + 32] for start in rng.integers(9, size=2))
+    return x[:, i][:, :, j[::-1] if rng.random() < 0.5 else j], y
+
+
+# Which of 32 pixels are where, with four more on both sides.
+_MIRRORED = np.pad(np.arange(32), 4, mode="symmetric")
 
 
 def luma(pixels: UInt8[np.ndarray, "n 3 *space"]) -> UInt8[np.ndarray, "n 1 *space"]:

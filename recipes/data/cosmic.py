@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from ._source import random_split, Splits
 
@@ -102,7 +102,7 @@ def brighten(
     return x + sky * np.float32(rng.uniform(-0.9, 3)), y
 
 
-def standardise(x: Float[np.ndarray, "batch 1 *space"]) -> Any:
+def standardise(x: Float[Array | np.ndarray, "batch 1 *space"]) -> Any:
     """A batch less its mean, over its deviation, as deepCR has it (deepCR/training.py). It is
     not done by the frame, which would undo a different sky.
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import scipy.io
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from . import _files
 from ._source import Arrays, Splits
@@ -34,14 +34,14 @@ class Normaliser:
         mean, std = self._like(fields)
         return (fields - mean) / std
 
-    def decode(self, fields: Float[np.ndarray, "*n rows columns"]) -> Any:
+    def decode(self, fields: Float[Array | np.ndarray, "*n rows columns"]) -> Any:
         """The inverse, of arrays of NumPy or JAX. Losses and errors are taken of what it gives,
         `||p - y|| / ||y||` of each example.
         """
         mean, std = self._like(fields)
         return fields * std + mean
 
-    def _like(self, fields: Float[np.ndarray, "*n rows columns"]) -> list[np.ndarray]:
+    def _like(self, fields: Float[Array | np.ndarray, "*n rows columns"]) -> list[np.ndarray]:
         shape = (1,) * (fields.ndim - 2) + self.mean.shape
         return [a.astype(fields.dtype).reshape(shape) for a in (self.mean, self.std)]
 
