@@ -1,0 +1,112 @@
+"""Pathfinder and Path-X of the Long Range Arena: whether a dashed path joins two discs."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int32
+from PIL import Image, UnidentifiedImageError
+
+from . import _files
+from ._source import random_split, Splits
+from .listops import LRA
+
+
+LEVELS = ("curv_baseline", "curv_contour_length_9", "curv_contour_length_14")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Drawings:
+    """Images that are read when they are asked for: `x` is `(1, size, size)`, or as one row,
+    of float32, from -1 to 1.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    y: Int32[np.ndarray, " images"]
+    size: int
+    sequential: bool
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Float[np.ndarray, "1 *space"], Any]:
+        path = _files.required(self.folder / self.names[index], LRA)
+        try:
+            with Image.open(path) as image:
+                if image.size != (self.size, self.size):
+                    raise ValueError(f"{path} has {image.size} pixels, not {self.size} square.")
+                pixels = np.asarray(image.convert("L"))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:  # Pillow's three
+            raise ValueError(f"{path} is no image, or a damaged one: {error}") from error
+        x = pixels.astype(np.float32)[None] / 127.5 - 1
+        return (x.reshape(1, -1) if self.sequential else x), self.y[index]
+
+
+def load(
+    folder: Path, *, level: str = LEVELS[2], sequential: bool = False, seed: int = 42
+) -> Splits:
+    """The images of one size and level; `y` is 1 if the discs are on one path.
+
+    160,000 are to train on, 20,000 each to choose by and to test, by PyTorch's `random_split`
+    of all in the order of the batches, as S4 has it.
+
+    - `folder`: LRA's `pathfinder32`, for Pathfinder, or `pathfinder128`, for Path-X, or 64 or
+        256. It has a folder of every level's name.
+    - `level`: `"curv_contour_length_14"`, the hardest, is what everybody reports.
+    - `sequential`: rows end to end, `(1, size * size)`.
+    - `seed`: of the split.
+
+    Only the lists of images are read here, `metadata/*.npy`. (These are texts in spite of their
+    name; drewlinsley/pathfinder: snakes2.py.) The one image that is known to be empty in the
+    release, of the easiest level, is left out.
+
+    Raises a `FileNotFoundError` if there are no lists, and a `ValueError` if a list is not of
+    its form. Images raise the same when they are read.
+    """
+    if level not in LEVELS:
+        raise ValueError(f"`level` must be one of {LEVELS}, got {level!r}.")
+    lists = [p for p in (folder / level / "metadata").glob("*.npy") if p.stem.isdecimal()]
+    if not lists:
+        raise FileNotFoundError(
+            f"There are no lists of images {folder / level / 'metadata'}/*.npy. They are from "
+            f"{LRA}."
+        )
+    names, labels = [], []
+    for path in sorted(lists, key=lambda path: int(path.stem)):
+        for number, line in _files.lines(path, LRA):
+            row = line.split()
+            if len(row) < 4 or not re.fullmatch(r"imgs/\d+/sample_\d+\.png", "/".join(row[:2])):
+                raise ValueError(
+                    f"{path}, line {number} must have a folder imgs/N, a file sample_N.png, a "
+                    f"number and a label, got {line[:80]!r}."
+                )
+            if row[3] not in ("0", "1"):
+                raise ValueError(f"{path}, line {number} has the label {row[3]!r}.")
+            name = f"{level}/{row[0]}/{row[1]}"
+            if name == "curv_baseline/imgs/0/sample_172.png" and _empty(folder / name):
+                continue
+            names.append(name)
+            labels.append(int(row[3]))
+    if not names:
+        raise ValueError(f"The lists of images in {folder / level / 'metadata'} are empty.")
+    size = _size(folder / names[0])
+    source = Drawings(folder, tuple(names), np.array(labels, np.int32), size, sequential)
+    tenth = len(names) // 10
+    lengths = (len(names) - 2 * tenth, tenth, tenth)
+    train, valid, test = random_split(source, lengths, seed)
+    return Splits(train, valid, test)
+
+
+def _empty(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
+
+
+def _size(path: Path) -> int:
+    try:
+        with Image.open(_files.required(path, LRA)) as image:
+            return image.height
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{path} is no image: {error}") from error
