@@ -305,7 +305,7 @@ class Planner:
                 f"{self._policy} gave {self._grid.plan(target)}, which does not cover the "
                 f"active counts {dict(zip(self._grid.axes, active.tolist()))}."
             )
-        if target is not self._sizes and not np.array_equal(target, self._sizes):
+        if self._sizes is None or (target != self._sizes).any():
             self._get(state, batch, key, target, covers, timing.held)
         self._memory = memory
 
