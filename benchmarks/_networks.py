@@ -57,7 +57,7 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A training step: what runs it, and what lowers it, to be compiled only if needed."""
+    """Training steps: what runs the next, and what lowers it, to be compiled only if needed."""
 
     run: Callable[[], Any]
     lower: Callable[[], jax.stages.Lowered]
@@ -113,8 +113,14 @@ class Learned:
     def step(self, plan: dn.Plan | None = None) -> Step:
         """The training step under a plan, by default the smallest that covers the masks."""
         plan = self.plan if plan is None else plan
-        args = self._state, self._batch, plan
-        return Step(lambda: self._learner.step(*args), lambda: self._learner.lower(*args))
+        state = self._state
+
+        def run() -> dn.State:
+            nonlocal state
+            state, _ = self._learner.step(state, self._batch, plan)
+            return state
+
+        return Step(run, lambda: self._learner.lower(self._state, self._batch, plan))
 
 
 def by_hand(case: Case, plan: dn.Plan, *, roomy: bool = True) -> Step:
@@ -185,5 +191,12 @@ def _step_by_hand(
         updates, opt_state = optim.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, value
 
-    args = params, optim.init(params), batch(case)
-    return Step(lambda: step(*args), lambda: step.lower(*args))
+    start = params, optim.init(params)
+    state, examples = start, batch(case)
+
+    def run() -> Any:
+        nonlocal state
+        *state, _ = step(*state, examples)
+        return state
+
+    return Step(run, lambda: step.lower(*start, examples))

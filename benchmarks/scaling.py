@@ -29,7 +29,7 @@ def run(path: Path | None) -> None:
         learned = Learned(case)
         contestants[str(case)] = learned.step().run
         contestants[f"{case}/hand_written"] = by_hand(case, learned.plan).run
-    seconds = medians(contestants, _REPEATS)
+    seconds = medians(contestants, _REPEATS, in_a_row=2)
 
     exponents, rows = [], []
     for what, sweep in _SWEEPS.items():

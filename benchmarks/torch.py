@@ -57,7 +57,7 @@ def run(path: Path | None) -> None:
         print(f"Without torch.compile, which needs a C++ compiler: there is no {compiler}.")
         del contestants["compiled"]
 
-    seconds = medians(contestants, _REPEATS)
+    seconds = medians(contestants, _REPEATS, in_a_row=2)
     ours = seconds["ours"]
     rows = [Row("torch/step", ours / seconds["eager"], "x", "<= 1.0")]
     for name in ("compiled", "cropping"):
