@@ -300,6 +300,7 @@ class Planner:
             memory, target = self._policy(self._memory, seen)
         else:
             memory, target = self._memory, self._wish.sizes
+        target = np.asarray(target, int)  # by whose bytes plans are known
         if not covers(target):
             raise ValueError(
                 f"{self._policy} gave {self._grid.plan(target)}, which does not cover the "

@@ -106,6 +106,8 @@ def calibrated(
         return timing
     costs = np.array([timing.cost(sizes) for sizes, _ in measured])
     seconds = np.array([s for _, s in measured])
+    if not costs.mean() > 0:
+        return dataclasses.replace(timing, scale=0.0, overhead=float(seconds.mean()))
     scale, overhead = seconds.mean() / costs.mean(), 0.0
     if np.ptp(costs) > 0.2 * costs.mean():
         slope, intercept = np.polyfit(costs, seconds, 1)

@@ -327,10 +327,28 @@ def test_where_nothing_covers_the_error_is_the_callers(error, net, getkey, monke
     assert aux.covered and int(new.step) == 1, "nothing was lost"
 
 
+def test_the_first_plan_has_room(net, getkey):
+    # Actives of 14 and 11; 14.7, 17.5 and 28 positions are to be held, of 24 at most.
+    masks, learner = masks_of(), learner_of(net)
+    state, batch = learner.init(net, masks), next(batches(getkey(), 1))
+    for headroom, wanted in {
+        0.0: (14, 12),
+        0.05: (14, 12),
+        0.25: (18, 14),
+        1.0: (24, 22),
+    }.items():
+        planner = dn.Planner(learner, masks, LADDERS, headroom=headroom, background=False)
+        planner.step(state, batch)
+        assert planner.plan is not None
+        assert tuple(planner.plan.values()) == wanted
+
+
 def test_bad_arguments(net):
     masks, learner = masks_of(), learner_of(net)
     with pytest.raises(ValueError, match="`in_flight` must be at least 1, got 0"):
         dn.Planner(learner, masks, LADDERS, in_flight=0)
+    with pytest.raises(ValueError, match="`headroom` must be at least 0, got -0.1"):
+        dn.Planner(learner, masks, LADDERS, headroom=-0.1)
     with pytest.raises(ValueError, match="axis 'h' must be increasing.*capacity 24"):
         dn.Planner(learner, masks, LADDERS | {"h": (8, 16)})
     with pytest.raises(ValueError, match="axis 'k' must be increasing"):

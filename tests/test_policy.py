@@ -219,6 +219,12 @@ def test_calibrated_in_proportion(measured):
     )
 
 
+def test_calibrated_where_nothing_costs():
+    timing = dn.Timing(lambda _: 0.0, 3.0)
+    found = calibrated(timing, [(np.array([4]), 2.0), (np.array([8]), 4.0)])
+    assert (found.scale, found.overhead) == (0.0, 3.0)
+
+
 def test_calibrated_from_nothing():
     timing = dn.Timing(total, 3.0, scale=0.5, overhead=2.0)
     assert calibrated(timing, []) is timing
