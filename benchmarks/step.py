@@ -2,7 +2,8 @@
 written by hand: three sizes in one dimension and three in two, for most of which kernels are
 global and resolutions the input's; those of `1d-96` and `2d-96` are smaller, a block each.
 All of KRWD are learned, and the width of the stream with them. The capacities are twice the
-widths and depths. Steps are taken in a row, four or two, each from the last one's state, as in training.
+widths and depths. Steps are taken in a row, four or two, each from the last one's state, as in
+training.
 
 - `step/hand_written`: the worst of the six medians. Ours and the one by hand have the same
     periods of their Fourier transforms.
