@@ -6,6 +6,8 @@ networks in PyTorch:
 - the same under `torch.compile`;
 - DNArch as the paper proposes it where shapes may change: weights at the capacities, cropped
   to the masks in every forward pass, eager. Its stream keeps the width of the capacity.
+
+All of them as they are, and after [`dnarch_eqx.keep_memory`][], which is for all of them, too.
 """
 
 import functools as ft
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import jax.random as jr
 
+import dnarch_eqx as dn
 from benchmarks import _hand_written, _networks
 from benchmarks._common import finish, medians, Row
 
@@ -57,12 +60,15 @@ def run(path: Path | None) -> None:
         print(f"Without torch.compile, which needs a C++ compiler: there is no {compiler}.")
         del contestants["compiled"]
 
-    seconds = medians(contestants, _REPEATS, in_a_row=2)
-    ours = seconds["ours"]
-    rows = [Row("torch/step", ours / seconds["eager"], "x", "<= 1.0")]
-    for name in ("compiled", "cropping"):
-        if name in seconds:
-            rows.append(Row(f"torch/{name}", ours / seconds[name], "x"))
-    for name, value in seconds.items():
-        rows.append(Row(f"torch/{name}/milliseconds", 1e3 * value, "ms"))
+    rows = []
+    for suffix in ("/memory_mapped_anew", ""):
+        seconds = medians(contestants, _REPEATS, in_a_row=2)
+        ours = seconds["ours"]
+        rows.append(Row(f"torch/step{suffix}", ours / seconds["eager"], "x", "<= 1.0"))
+        for name in ("compiled", "cropping"):
+            if name in seconds:
+                rows.append(Row(f"torch/{name}{suffix}", ours / seconds[name], "x"))
+        for name, value in seconds.items():
+            rows.append(Row(f"torch/{name}{suffix}/milliseconds", 1e3 * value, "ms"))
+        dn.keep_memory()
     finish(rows, path)

@@ -35,6 +35,7 @@ from ._materialize import (
     freeze as freeze,
     materialize as materialize,
 )
+from ._memory import keep_memory as keep_memory
 from ._optim import adamw as adamw
 from ._plan import (
     buckets as buckets,

@@ -253,6 +253,7 @@ def summary(runs: dict[str, tuple[Run, nn.CCNN]]) -> str:
 
 def main(config: Config) -> None:
     start = time.perf_counter()
+    dn.keep_memory()
     digits = Digits.load(config.seed)
     base = train(config, digits, "base CCNN", "")
     learned = train(config, digits, "DNArch_KRWD", "KRWD")

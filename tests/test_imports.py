@@ -12,6 +12,7 @@ import dnarch_eqx
 ROOT = pathlib.Path(dnarch_eqx.__file__).parent
 ORDER = (
     "_custom_types",
+    "_memory",
     "_misc",
     "_masks",
     "_sizes",
