@@ -2,8 +2,7 @@
 written by hand: three sizes in one dimension and three in two, for most of which kernels are
 global and resolutions the input's; those of `1d-96` and `2d-96` are smaller, a block each.
 All of KRWD are learned, and the width of the stream with them. The capacities are twice the
-widths and depths. Steps are taken in a row, four or two, each from the last one's state, as in
-training.
+widths and depths. Two steps are taken in a row, one from the other's state, as in training.
 
 - `step/hand_written`: the worst of the six medians. Ours and the one by hand have the same
     periods of their Fourier transforms.
@@ -42,7 +41,7 @@ def run(path: Path | None) -> None:
         }
         if case.kernels:
             contestants["shortest"] = by_hand(case, learned.plan, roomy=False)
-        seconds = _time(contestants, _REPEATS, in_a_row=4)
+        seconds = _time(contestants, _REPEATS)
         ratios[name] = seconds["step"] / seconds["hand_written"]
         if case.kernels:
             shortest[name] = seconds["step"] / seconds["shortest"]
@@ -95,6 +94,6 @@ def _shrinking(
     ]
 
 
-def _time(steps: dict[str, Step], repeats: int, in_a_row: int = 2) -> dict[str, float]:
+def _time(steps: dict[str, Step], repeats: int) -> dict[str, float]:
     runs = {name: step.run for name, step in steps.items()}
-    return medians(runs, repeats, in_a_row=in_a_row)
+    return medians(runs, repeats, in_a_row=2)
