@@ -108,17 +108,31 @@ def test_values_and_limits(grammar, n):
 def test_against_what_the_published_generator_gives():
     """3,000 expressions were drawn with `lra_benchmarks/data/listops.py` itself."""
     published = [514, 274, 232, 235, 271, 264, 230, 228, 232, 520]  # labels, from 0 to 9
-    quartiles = (723.0, 994.5, 1347.0)  # of the lengths
     examples = drawn(400)
     counts = np.bincount([label for _, label in examples], minlength=10)
     expected = np.array(published) / 3000 * len(examples)
     assert np.sum((counts - expected) ** 2 / expected) < 27.9  # one in a thousand by chance
-    lengths = np.array([len(tokens(text)) for text, _ in examples])
-    for quartile, share in zip(quartiles, (0.25, 0.5, 0.75)):
-        assert abs(np.mean(lengths < quartile) - share) < 0.09
     words = [word for text, _ in examples for word in tokens(text)]
     operators = [words.count(f"[{name}") for name in listops.OPERATORS]
     assert np.ptp(operators) < 0.05 * sum(operators)
+
+
+def test_lengths_against_their_exact_distribution():
+    """That of a tree is a mixture of convolutions of that of its subtrees."""
+    leaf = np.zeros(2000)
+    leaf[1] = 1.0
+    lengths = leaf
+    for _ in range(9):
+        sums, operator = lengths, np.zeros(2000)
+        for _ in range(2, 11):
+            sums = np.convolve(sums, lengths)[:2000]
+            operator[2:] += sums[:-2] / 9
+        lengths = 0.75 * leaf + 0.25 * operator
+    lengths[:501] = 0.0
+    wanted = np.cumsum(lengths) / lengths.sum()
+    drawn_lengths = [len(tokens(text)) for text, _ in drawn(400)]
+    got = np.cumsum(np.bincount(drawn_lengths, minlength=2000)) / 400
+    assert np.abs(got - wanted).max() < 1.95 / 400**0.5  # one in a thousand by chance
 
 
 def test_the_shape_of_trees():
