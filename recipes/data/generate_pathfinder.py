@@ -273,34 +273,44 @@ class _Tables:
     is taken have a border on all sides, where nothing is, and are flat.
 
     - `angles`: in which direction a contour grows along the paddle.
-    - `along`: the same as steps in rows and columns.
+    - `length`, `back`, `onward`: in rows and columns, from where the first paddle starts to
+        its far end, from there back over it and a margin, and along a paddle and two margins.
     - `drawn`: in which direction the paddle lies from its start: the same if it is the first,
         or else the opposite.
     - `lines`: the intensities of the paddle, its start in the middle, from 0 to 1.
     - `masks`: what it takes.
+    - `limits`: less than this must be taken where it is put: 1.8 of 1 with its own.
     - `structs`: of first paddles the pixels that they take wholly, from their starts on. They
         are one pixel off, as in the published code.
     - `steps`: from the centre to the pixels of the circle.
-    - `near`: and to all within the margin of them, in a flat field.
+    - `reached`, `near`: the same in a flat field, and to all within the margin of them.
     - `window`: from the middle of a stamp to all of it, in a flat field.
     - `straight`: how likely the pixels of the circle are, after each paddle.
-    - `places`: where the first contour can start, in whole degrees.
+    - `inside`: 1 in the image, 0 in the border of a field.
+    - `places`: where the first contour can start, for one degree after the other.
+    - `counts`: how many of them there are for each.
     """
 
     spec: Spec
     margin: int
     border: int
     angles: Float[np.ndarray, " rows"]
-    along: Float[np.ndarray, "rows 2"]
+    length: Int[np.ndarray, "rows 2"]
+    back: Int[np.ndarray, "rows 2"]
+    onward: Int[np.ndarray, "rows 2"]
     drawn: Float[np.ndarray, " rows"]
     lines: Float[np.ndarray, "rows side side"]
     masks: UInt8[np.ndarray, "rows area"]
+    limits: Int[np.ndarray, "rows area"]
     structs: tuple[Int[np.ndarray, "_ 2"], ...]
     steps: Int[np.ndarray, "pixels 2"]
-    near: Int[np.ndarray, "pixels disc"]
+    reached: Int[np.ndarray, " pixels"]
+    near: Int[np.ndarray, "disc 1 pixels"]
     window: Int[np.ndarray, " area"]
     straight: Float[np.ndarray, "rows pixels"]
-    places: tuple[Int[np.ndarray, "_ 2"], ...]
+    inside: UInt8[np.ndarray, " field"]
+    places: Int[np.ndarray, "places 2"]
+    counts: Int[np.ndarray, " degrees"]
 
     @property
     def outer(self) -> int:
@@ -311,10 +321,6 @@ class _Tables:
         field = np.zeros((self.outer, self.outer), np.uint8)
         _block_border(_inner(field, self.border), self.spec.padding, 255)
         return field.ravel()
-
-    def inside(self) -> UInt8[np.ndarray, " field"]:
-        """1 in the image, 0 in the border."""
-        return np.pad(np.ones((self.spec.size,) * 2, np.uint8), self.border).ravel()
 
     def flat(self, points: Int[np.ndarray, "*batch 2"]) -> Int[np.ndarray, "*batch"]:
         """The places of points of the image in a field."""
@@ -363,22 +369,34 @@ def _tables(spec: Spec, margin: int) -> _Tables:
         margin,
         border,
         angles,
-        np.stack([np.sin(angles), np.cos(angles)], axis=1),
+        *(
+            _rounded_up(a * np.stack([np.sin(angles), np.cos(angles)], axis=1))
+            for a in (length, -(length + margin), length + 2 * margin)
+        ),
         drawn,
         lines.astype(np.float32) / np.float32(255),
         masks.reshape(len(masks), -1),
+        459 - masks.reshape(len(masks), -1).astype(np.int16),
         tuple(structs),
         steps,
-        offsets(steps[:, None] + disc),
+        offsets(steps),
+        offsets(steps + disc[:, None, None]),
         offsets(np.argwhere(np.ones((side, side))) - reach),
         np.cos(np.minimum(turns, np.pi / 2)) ** 2,
-        (),
+        np.pad(np.ones((spec.size, spec.size), np.uint8), border).ravel(),
+        np.zeros((0, 2), int),
+        np.zeros(0, int),
     )
-    blocked = tables.empty()
-    places = tuple(
-        _places(tables, blocked, row, 2 * spec.seed_distance) for row in range(_DEGREES)
+    blocked = _blocked(tables, tables.empty(), 2 * spec.seed_distance)
+    places = [_places(tables, blocked, row) for row in range(_DEGREES)]
+    return dataclasses.replace(
+        tables, places=np.concatenate(places), counts=np.array([len(a) for a in places])
     )
-    return dataclasses.replace(tables, places=places)
+
+
+def _rounded_up(steps: Float[np.ndarray, "rows 2"]) -> Int[np.ndarray, "rows 2"]:
+    # What is whole but for rounding stays: the published code adds pixels first, and loses it.
+    return np.ceil(np.round(steps, 9)).astype(int)
 
 
 def _stamp(
@@ -441,8 +459,7 @@ def _targets(
     """The two long contours, and what they leave."""
     attempts = 0
     while attempts < 100_000:
-        # Few attempts are wasted where one in a few fits, few calls made where hardly any does.
-        size = min(max(32, attempts), 512)
+        size = min(max(128, attempts), 512)
         attempts += size
         tails, rows, pivots, alive = _two_seeds(rng, tables, size)
         fields = np.tile(tables.empty(), (size, 1))
@@ -461,10 +478,11 @@ def _distractor(
     rng: np.random.Generator, tables: _Tables, taken: UInt8[np.ndarray, " field"]
 ) -> tuple[list[_Contour], UInt8[np.ndarray, " field"]]:
     """A short contour, or none where it does not fit in five attempts, and what it leaves."""
-    area = tables.spec.size**2
-    if np.count_nonzero((taken <= _FREE) & (tables.inside() > 0)) < 0.01 * area:
+    free = np.count_nonzero((taken <= _FREE) & (tables.inside > 0))
+    if free < 0.01 * tables.spec.size**2:
         return [], taken
-    seeds = [_seed(rng, tables, taken) for _ in range(5)]
+    blocked = _blocked(tables, taken, 1)
+    seeds = [_seed(rng, tables, blocked) for _ in range(5)]
     seeds = [seed for seed in seeds if seed is not None]
     if not seeds:
         return [], taken
@@ -487,9 +505,7 @@ def _two_seeds(rng: np.random.Generator, tables: _Tables, size: int):
     distance = tables.spec.seed_distance
     tails, pivots = np.zeros((2, size, 2, 2), int)
     rows = np.zeros((size, 2), int)
-    counts = np.array([len(places) for places in tables.places])
-    before = np.cumsum(counts) - counts
-    places = np.concatenate(tables.places)
+    counts, before = tables.counts, np.cumsum(tables.counts) - tables.counts
     done = np.zeros((size, 2), bool)
     left = np.arange(size)
     for _ in range(_TRIES):
@@ -497,7 +513,7 @@ def _two_seeds(rng: np.random.Generator, tables: _Tables, size: int):
         among = (rng.random(len(left)) * counts[row]).astype(int)
         fits = counts[row] > 0  # otherwise the attempt ends
         left, row, among = left[fits], row[fits], among[fits]
-        tail = places[before[row] + among]
+        tail = tables.places[before[row] + among]
         rows[left, 0], tails[left, 0] = row, tail
         pivots[left, 0], done[left, 0] = _starting(tables, tail, row)
         left = left[~done[left, 0]]
@@ -513,11 +529,11 @@ def _two_seeds(rng: np.random.Generator, tables: _Tables, size: int):
     return tails, rows, pivots, np.flatnonzero(done.all(axis=1))
 
 
-def _seed(rng: np.random.Generator, tables: _Tables, taken: UInt8[np.ndarray, " field"]):
+def _seed(rng: np.random.Generator, tables: _Tables, blocked: Bool[np.ndarray, "outer outer"]):
     """The first paddle of a contour where nothing is taken: its start, row and pivot."""
     for _ in range(_TRIES):
         row = int(rng.integers(_DEGREES))
-        places = _places(tables, taken, row, 1)
+        places = _places(tables, blocked, row)
         if not len(places):
             return None
         tail = places[rng.integers(len(places))]
@@ -527,29 +543,35 @@ def _seed(rng: np.random.Generator, tables: _Tables, taken: UInt8[np.ndarray, " 
     return None
 
 
-def _places(
-    tables: _Tables, taken: UInt8[np.ndarray, " field"], row: int, away: int
-) -> Int[np.ndarray, "_ 2"]:
-    """Where a paddle can start, so that it touches nothing and keeps away from the border."""
-    size, border = tables.spec.size, tables.border
+def _blocked(
+    tables: _Tables, taken: UInt8[np.ndarray, " field"], away: int
+) -> Bool[np.ndarray, "outer outer"]:
+    """What first paddles must not touch: what is taken, and a frame."""
     blocked = taken.reshape(tables.outer, tables.outer) > _FREE
-    _block_border(_inner(blocked, border), away, 1)
+    _block_border(_inner(blocked, tables.border), away, 1)
+    return blocked
+
+
+def _places(
+    tables: _Tables, blocked: Bool[np.ndarray, "outer outer"], row: int
+) -> Int[np.ndarray, "_ 2"]:
+    """Where a first paddle can start."""
+    size, border = tables.spec.size, tables.border
     touched = np.zeros((size, size), bool)
     for dy, dx in tables.structs[row].tolist():
         y, x = border + dy, border + dx
         touched |= blocked[y : y + size, x : x + size]
-    return np.argwhere(~touched)
+    return np.stack(np.divmod(np.flatnonzero(~touched), size), axis=1)
 
 
 def _starting(
     tables: _Tables, tails: Int[np.ndarray, "n 2"], rows: Int[np.ndarray, " n"]
 ) -> tuple[Int[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
     """The pivots of first paddles, and whether these are inside."""
-    spec, along = tables.spec, tables.along[rows]
-    heads = np.ceil(tails + spec.paddle_length * along).astype(int)
-    pivots = np.ceil(heads - (spec.paddle_length + tables.margin) * along).astype(int)
+    heads = tails + tables.length[rows]
+    pivots = heads + tables.back[rows]
     both = np.concatenate([heads, pivots], axis=1)
-    return pivots, np.all((both >= 0) & (both < spec.size), axis=1)
+    return pivots, np.all((both >= 0) & (both < tables.spec.size), axis=1)
 
 
 def _grow(
@@ -569,15 +591,10 @@ def _grow(
     starts = np.zeros((attempts, contours, length, 2), int)
     rows = np.zeros((attempts, contours, length), int)
     starts[:, :, 0], rows[:, :, 0] = tails, first
-    step = tables.spec.paddle_length + 2 * tables.margin
     for j, k in it.product(range(1, length), range(contours)):
         last = rows[alive, k, j - 1]
-        # To the far end of the last paddle, and a margin on. To be rounded at once: what is
-        # zero but for rounding must not become one.
-        pivots[alive, k] = np.ceil(pivots[alive, k] + step * tables.along[last])
-        heads, new, found = _ends(
-            rng, tables, fields, alive, pivots[alive, k], last
-        )
+        pivots[alive, k] += tables.onward[last]
+        heads, new, found = _ends(rng, tables, fields, alive, pivots[alive, k], last)
         alive, heads, new = alive[found], heads[found], new[found]
         _take(tables, fields, alive, starts[alive, k, j - 1], rows[alive, k, j - 1])
         starts[alive, k, j], rows[alive, k, j] = heads, new
@@ -599,27 +616,25 @@ def _ends(
     They are drawn from the pixels of the circle: straight on is likely, and what is taken is
     not. Up to three are tried, until one crosses nothing.
     """
-    every, size = fields.ravel(), tables.spec.size
-    origins = alive * fields.shape[1] + tables.flat(pivots)
-    taken = every[origins[:, None, None] + tables.near].max(axis=2)
-    ends = pivots[:, None] + tables.steps
-    inside = np.all((ends >= 0) & (ends < size), axis=2)
-    sums = np.cumsum(tables.straight[last] * (1 - taken / 255) * inside, axis=1)
-    left = np.flatnonzero(sums[:, -1] >= 1e-4)
-    heads, rows = np.zeros((len(alive), 2), int), np.zeros(len(alive), int)
-    found = np.zeros(len(alive), bool)
+    every, at = fields.ravel(), tables.flat(pivots)[:, None]
+    offset = alive[:, None] * fields.shape[1]
+    taken = every[at + offset + tables.near].max(axis=0)
+    inside = tables.inside[at + tables.reached]
+    sums = np.cumsum(tables.straight[last] * (255 - taken) * inside, axis=1)
+    left = np.flatnonzero(sums[:, -1] >= 255e-4)
+    chosen, found = np.zeros(len(alive), int), np.zeros(len(alive), bool)
     for _ in range(_TRIES):
         under = rng.random((len(left), 1)) * sums[left, -1:]
         choice = np.minimum(np.sum(sums[left] <= under, axis=1), len(tables.steps) - 1)
-        heads[left], rows[left] = ends[left, choice], _DEGREES + choice
-        middles = alive[left] * fields.shape[1] + tables.flat(heads[left])
-        over = every[middles[:, None] + tables.window]
-        # Under 1.8 of 1, in whole numbers. Nothing is ever taken in the border.
-        found[left] = np.all(over < 459 - tables.masks[rows[left]].astype(int), axis=1)
+        chosen[left] = choice
+        middles = at[left] + offset[left] + tables.reached[choice, None]
+        # Nothing is ever taken in the border.
+        free = every[middles + tables.window] < tables.limits[_DEGREES + choice]
+        found[left] = free.all(axis=1)
         left = left[~found[left]]
         if not len(left):
             break
-    return heads, rows, found
+    return pivots + tables.steps[chosen], _DEGREES + chosen, found
 
 
 def _take(
@@ -631,7 +646,7 @@ def _take(
 ) -> None:
     """Puts paddles into the fields."""
     every, where = fields.ravel(), tables.flat(starts)[:, None] + tables.window
-    masks = tables.masks[rows] * tables.inside()[where]
+    masks = tables.masks[rows] * tables.inside[where]
     where += alive[:, None] * fields.shape[1]
     every[where] = np.maximum(every[where], masks)
 
