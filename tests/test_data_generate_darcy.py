@@ -31,7 +31,8 @@ def directly(coefficient: np.ndarray, force: np.ndarray) -> np.ndarray:
     rows, columns = np.array(list(entries)).T
     matrix = sp.csc_array((list(entries.values()), (rows, columns)))
     u = np.zeros((size, size))
-    u[1:-1, 1:-1] = scipy.sparse.linalg.spsolve(matrix, right).reshape(size - 2, size - 2)
+    inner = np.asarray(scipy.sparse.linalg.spsolve(matrix, right))
+    u[1:-1, 1:-1] = inner.reshape(size - 2, size - 2)
     return u
 
 

@@ -1,5 +1,6 @@
 import functools as ft
 import itertools as it
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,43 +52,39 @@ def crossing(one: np.ndarray, other: np.ndarray) -> bool:
 #
 
 
-@pytest.mark.parametrize("size, n", ((32, 60), (128, 8)))
-def test_labels_from_discs_and_contours(size, n):
-    """Discs are looked for at all ends of long contours, in the image."""
-    radius = pathfinder.spec(size).marker_radius
+@pytest.mark.parametrize("size, n", ((32, 100), (128, 8)))
+def test_labels_from_images(size, n):
+    """One of the long contours has a disc where it starts, and one where it ends: those that
+    are bright all over there, in the image.
+    """
+    radius, clear = pathfinder.spec(size).marker_radius, 0
     y, x = np.indices((size, size))
     for drawing in drawn(size, n):
-        brightness = {}
-        for k, contour in enumerate(drawing.targets):
-            for which, paddle in (("first", contour[0]), ("last", contour[-1])):
-                near = np.hypot(y - paddle.start[0], x - paddle.start[1]) < radius - 0.4
-                brightness[k, which] = int(drawing.image[near].min())
-        for which in ("first", "last"):  # the far end of neither contour begins it
-            bright, dark = sorted((0, 1), key=lambda k: brightness[k, which], reverse=True)
-            at = np.array(drawing.targets[bright][0 if which == "first" else -1].start)
-            marker = drawing.markers[0 if which == "first" else 1]
-            # Discs of one contour can cover the end of the other.
-            if np.linalg.norm(at - marker) > 2 * radius + 1:
-                assert brightness[bright, which] == brightness[dark, which]
-        tips = [[contour[0].start for contour in drawing.targets]]
-        tips += [[contour[-1].start for contour in drawing.targets]]
-        on = [
-            ends_.index(tuple(marker)) for ends_, marker in zip(tips, drawing.markers.tolist())
-        ]
-        assert drawing.label == (on[0] == on[1])
+        starts, stops = ([c[i].start for c in drawing.targets] for i in (0, -1))
+        brightness = np.array(
+            [
+                [drawing.image[np.hypot(y - a, x - b) < radius - 0.3].min() for a, b in tips]
+                for tips in (starts, stops)
+            ]
+        )
+        first, last = brightness.argmax(axis=1)
+        assert brightness.max(axis=1).min() > 110
+        if np.all(brightness.min(axis=1) < 0.8 * brightness.max(axis=1)):
+            # Not both ends are in one disc.
+            clear += 1
+            assert drawing.label == (first == last)
+            assert drawing.markers.tolist() == [list(starts[first]), list(stops[last])]
+    assert clear > 0.8 * n
 
 
 def test_discs_are_seen():
-    """At 128 pixels nothing else is as bright, and there are two."""
+    """At 128 pixels nothing else is as bright over so many pixels, and there are two."""
     for drawing in drawn(128, 8):
-        spots, count = ndimage.label(drawing.image == 255)
+        bright = ndimage.minimum_filter(drawing.image, 4)
+        spots, count = ndimage.label(bright > 240)  # pyright: ignore
         centres = np.array(ndimage.center_of_mass(spots, spots, range(1, count + 1)))
-        areas = np.bincount(spots.ravel())[1:]
-        big = centres[areas >= 12]
-        apart = np.linalg.norm(drawing.markers[0] - drawing.markers[1])
-        assert len(big) == (2 if apart > 8 else 1) or apart < 8
-        for marker in drawing.markers:
-            assert np.linalg.norm(big - marker, axis=1).min() < (1.2 if apart > 8 else 5)
+        gaps = np.linalg.norm(drawing.markers[:, None] - centres, axis=2)
+        assert np.all(gaps.min(axis=0) < 3) and np.all(gaps.min(axis=1) < 3)
 
 
 @pytest.mark.parametrize("size, n", ((32, 20), (128, 4)))
@@ -104,22 +101,22 @@ def test_images_show_paddles_and_discs(size, n):
         empty = away > spec.thickness / 2 + 2.3
         for disc in discs:
             empty &= disc > spec.marker_radius + 1.5
-        assert np.all(drawing.image[empty] < 12) and np.mean(empty) > 0.2
+        assert np.all(drawing.image[empty] < 12) and np.mean(empty) > 0.1
         for disc in discs:
-            assert np.all(drawing.image[disc < spec.marker_radius - 0.75] > 180)
+            assert np.all(drawing.image[disc < spec.marker_radius - 0.75] > 110)
         # There is no paddle that is not seen, and no gap that is.
         for contour in contours:
             for a, b in ends(contour, spec.paddle_length):
                 middle = np.round((a + b) / 2).astype(int)
-                around = drawing.image[
-                    middle[0] - 1 : middle[0] + 2, middle[1] - 1 : middle[1] + 2
-                ]
+                top, left = np.clip(middle - 1, 0, size - 3)
+                around = drawing.image[top : top + 3, left : left + 3]
                 assert around.max() > 80
 
 
 @pytest.mark.parametrize("size, n", ((32, 40), (128, 8)))
 def test_contours(size, n):
     spec = pathfinder.spec(size)
+    central = 0
     for drawing in drawn(size, n):
         step = spec.paddle_length + 2 * drawing.margin
         assert drawing.margin in spec.margins
@@ -138,7 +135,9 @@ def test_contours(size, n):
         one, other = (np.array(contour[0].start) for contour in drawing.targets)
         assert np.linalg.norm(one - other) == pytest.approx(spec.seed_distance, abs=1)
         far = 2 * spec.seed_distance
-        assert one.min() >= far - 1 and one.max() <= size - far
+        central += one.min() >= far - 1 and one.max() <= size - far
+    # Where a paddle points out of the image the published code takes the outside for free.
+    assert central > 0.9 * n
 
 
 def test_contours_do_not_cross():
@@ -172,9 +171,8 @@ def test_against_what_the_published_generator_gives():
     # 1,841 distractors were set for 400 images.
     found = np.mean([len(drawing.distractors) for drawing in drawn(32, 120)])
     assert found == pytest.approx(1841 / 400, abs=0.2)
-    assert np.mean([drawing.label for drawing in drawn(32, 120)]) == pytest.approx(
-        0.5, abs=0.15
-    )
+    labels = [drawing.label for drawing in drawn(32, 120)]
+    assert np.mean(labels) == pytest.approx(0.5, abs=0.15)
     assert all(image.min() == 0 and image.max() == 255 for image in images)
 
 
@@ -227,9 +225,9 @@ def test_no_such_data(size, level):
 
 
 def test_contours_that_do_not_fit():
-    # A paddle with its margin does not fit between the frames that seeds keep out of.
-    with pytest.raises(ValueError, match="Two contours hardly ever fit in .*size=29"):
-        pathfinder.generate(np.random.default_rng(0), Spec(size=29))
+    # Their paddles take more pixels than there are.
+    with pytest.raises(ValueError, match="Two contours hardly ever fit in .*length=100"):
+        pathfinder.generate(np.random.default_rng(0), Spec(contour_length=100))
 
 
 #
@@ -277,14 +275,11 @@ def test_write(tmp_path):
 
 
 def test_the_loader_reads_what_is_written(tmp_path):
-    loader = pytest.importorskip("recipes.data.pathfinder")
+    loader: Any = pytest.importorskip("recipes.data.pathfinder")
     pathfinder.write(tmp_path / "curv_contour_length_14", 12, seed=9, batch=5)
     splits = loader.load(tmp_path)
-    read = [
-        split[i]
-        for split in (splits.train, splits.valid, splits.test)
-        for i in range(len(split))
-    ]
+    three = (splits.train, splits.valid, splits.test)
+    read = [split[i] for split in three for i in range(len(split))]
     made = pathfinder.source(9, 12)
     key = lambda example: (example[0].round(3).tolist(), int(example[1]))
     assert sorted(map(key, read)) == sorted(key(made[i]) for i in range(12))
