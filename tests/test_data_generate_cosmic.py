@@ -49,7 +49,7 @@ def test_a_ray_against_scattered_charges(length, width, angle):
     assert np.all(np.abs(image - wanted) < tolerance)
 
     a, b, found = spread(image)
-    assert (a, b) == pytest.approx(spread(wanted)[:2], rel=0.02)
+    assert (a, b) == pytest.approx(spread(wanted)[:2], rel=0.04)
     # What the catalogue measures of it: pixels add a twelfth, about.
     assert a**2 == pytest.approx(length**2 / 12 + width**2 + 1 / 12, rel=0.1)
     assert b**2 == pytest.approx(width**2 + 1 / 12, rel=0.12)
