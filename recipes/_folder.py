@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Num
 
@@ -44,10 +45,12 @@ def save(path: Path, header: Mapping[str, Any], tree: Any) -> None:
         eqx.tree_serialise_leaves(file, tree)
 
 
-def load(path: Path, like: Callable[[Any], Any] | Any) -> tuple[dict[str, Any], Any]:
+def load(
+    path: Path, like: Callable[[dict[str, Any]], Any]
+) -> tuple[dict[str, Any], Any]:
     """What [`save`][] wrote.
 
-    - `like`: a PyTree of the same structure, or a function from the header to it.
+    - `like`: from the header to a PyTree of the same structure.
 
     Raises a `ValueError` if the file is damaged, or not of that structure.
     """
@@ -57,9 +60,8 @@ def load(path: Path, like: Callable[[Any], Any] | Any) -> tuple[dict[str, Any], 
         except ValueError as error:
             raise ValueError(f"{path} does not begin with a line of JSON: {error}") from error
         rest = io.BytesIO(file.read())
-    tree = like(header) if callable(like) and not isinstance(like, eqx.Module) else like
     try:
-        return header, eqx.tree_deserialise_leaves(rest, tree)
+        return header, eqx.tree_deserialise_leaves(rest, like(header))
     except Exception as error:  # of a damaged file NumPy and Equinox raise nearly anything
         raise ValueError(f"{path} is damaged, or of another network: {error}") from error
 
@@ -96,6 +98,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def append(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
@@ -115,12 +122,12 @@ class Trajectory:
 
     @staticmethod
     def empty(masks: dn.Masks) -> "Trajectory":
-        none = {name: np.zeros((0, *value.shape), value.dtype) for name, value in _flat(masks)}
+        none = {name: np.zeros((0, *value.shape), value.dtype) for name, value in parameters(masks)}
         return Trajectory(None, np.zeros(0, int), none)
 
     def at(self, step: int, masks: dn.Masks) -> "Trajectory":
         """With the masks of one more step."""
-        added = {name: np.append(self.masks[name], value) for name, value in _flat(masks)}
+        added = {name: np.append(self.masks[name], value) for name, value in parameters(masks)}
         return Trajectory(self.trace, np.append(self.steps, step), added)
 
     def after(self, trace: dn.Trace) -> "Trajectory":
@@ -138,14 +145,7 @@ class Trajectory:
 
     def stacked(self, masks: dn.Masks) -> dn.Masks:
         """The masks over time, as [`dnarch_eqx.stack`][] gives them; `masks`: any of them."""
-        return {
-            axis: eqx.tree_at(
-                lambda m: [getattr(m, name) for name in _parameters(m)],
-                mask,
-                [self.masks[f"{axis}.{name}"] for name in _parameters(mask)],
-            )
-            for axis, mask in masks.items()
-        }
+        return with_parameters(masks, self.masks)
 
     def save(self, path: Path) -> None:
         """As an `.npz`: `trace/...`, `steps`, `masks/...`."""
@@ -203,14 +203,27 @@ def cut(trace: dn.Trace, length: int) -> dn.Trace | None:
     return dn.Trace(trace.axes, trace.steps[kept], trace.active[kept], min(length, trace.length))
 
 
-def _parameters(mask: dn.AbstractMask) -> list[str]:
-    fields = dataclasses.fields(mask)
-    return [field.name for field in fields if not field.metadata.get("static")]
-
-
-def _flat(masks: dn.Masks) -> list[tuple[str, np.ndarray]]:
+def parameters(masks: dn.Masks) -> list[tuple[str, np.ndarray]]:
+    """The parameters of masks by their names, `AXIS.PARAMETER`."""
     return [
         (f"{axis}.{name}", np.asarray(getattr(mask, name)))
         for axis, mask in sorted(masks.items())
-        for name in _parameters(mask)
+        for name in _names(mask)
     ]
+
+
+def with_parameters(masks: dn.Masks, values: Mapping[str, Any]) -> dn.Masks:
+    """The same masks with other parameters, by their names."""
+    return {
+        axis: eqx.tree_at(
+            lambda m: [getattr(m, name) for name in _names(m)],
+            mask,
+            [jnp.asarray(values[f"{axis}.{name}"], jnp.float32) for name in _names(mask)],
+        )
+        for axis, mask in masks.items()
+    }
+
+
+def _names(mask: dn.AbstractMask) -> list[str]:
+    fields = dataclasses.fields(mask)
+    return [field.name for field in fields if not field.metadata.get("static")]

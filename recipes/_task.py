@@ -53,8 +53,10 @@ class Task:
         return self.criterion(self(net, x, key), y)
 
 
-def held(source: Source, size: int | None, seed: int) -> Arrays:
+def held(source: Source, size: int | None = None, seed: int = 0) -> Arrays:
     """Examples in memory: `size` of them, drawn at random but in their order, or all."""
+    if isinstance(source, Arrays) and size is None:
+        return source
     index = np.arange(len(source))
     if size is not None and size < len(source):
         rng = np.random.default_rng((seed, len(source)))
