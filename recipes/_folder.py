@@ -45,9 +45,7 @@ def save(path: Path, header: Mapping[str, Any], tree: Any) -> None:
         eqx.tree_serialise_leaves(file, tree)
 
 
-def load(
-    path: Path, like: Callable[[dict[str, Any]], Any]
-) -> tuple[dict[str, Any], Any]:
+def load(path: Path, like: Callable[[dict[str, Any]], Any]) -> tuple[dict[str, Any], Any]:
     """What [`save`][] wrote.
 
     - `like`: from the header to a PyTree of the same structure.
@@ -75,7 +73,9 @@ def open_run(folder: Path, config: Mapping[str, Any]) -> None:
     config = json.loads(json.dumps(config))
     if path.is_file():
         old = json.loads(path.read_text())
-        differ = [name for name in sorted(old.keys() | config) if old.get(name) != config.get(name)]
+        differ = [
+            name for name in sorted(old.keys() | config) if old.get(name) != config.get(name)
+        ]
         if differ:
             changes = ", ".join(f"{n}: {old.get(n)!r}, not {config.get(n)!r}" for n in differ)
             raise ValueError(
@@ -122,7 +122,9 @@ class Trajectory:
 
     @staticmethod
     def empty(masks: dn.Masks) -> "Trajectory":
-        none = {name: np.zeros((0, *value.shape), value.dtype) for name, value in parameters(masks)}
+        none = {
+            name: np.zeros((0, *value.shape), value.dtype) for name, value in parameters(masks)
+        }
         return Trajectory(None, np.zeros(0, int), none)
 
     def at(self, step: int, masks: dn.Masks) -> "Trajectory":
@@ -200,7 +202,9 @@ def cut(trace: dn.Trace, length: int) -> dn.Trace | None:
     if length <= 0:
         return None
     kept = trace.steps < length
-    return dn.Trace(trace.axes, trace.steps[kept], trace.active[kept], min(length, trace.length))
+    return dn.Trace(
+        trace.axes, trace.steps[kept], trace.active[kept], min(length, trace.length)
+    )
 
 
 def parameters(masks: dn.Masks) -> list[tuple[str, np.ndarray]]:

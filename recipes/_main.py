@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from recipes import _settings
-from recipes._hyperparameters import Laptop, LAPTOP
+from recipes._hyperparameters import LAPTOP, Laptop
 from recipes._settings import Options as Options, Overrides as Overrides
 from recipes._task import Task
 from recipes._train import train

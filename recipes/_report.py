@@ -37,7 +37,7 @@ def _text(run: Run) -> str:
         f"network: {dn.parameters(run.deployed):,}, of the one that trained: "
         f"{dn.parameters(run.built.model):,}. Their outputs differ by {run.error:.1e} of the "
         "largest.",
-        f"{settings.steps:,} steps in {seconds:.0f} s, of which training waited {compiling:.0f} s "
+        f"{settings.steps:,} steps in {seconds:.0f} s, {compiling:.0f} s of them spent waiting "
         f"for {len(run.compilations)} compilations.",
         _table(_architecture(run)) if run.masks else "",
         "Networks are the last ones, not the best by validation.",

@@ -60,7 +60,8 @@ class Settings:
 
     - `task`, `variant`, `preset`, `data`, `seed`, `policy`: as on the command line.
     - `depth`, `width`: of the base network.
-    - `steps`, `warmup`, `batch_size`, `learning_rate`, `mask_rate`, `weight_decay`: of training.
+    - `steps`, `warmup`, `batch_size`, `learning_rate`, `mask_rate`, `weight_decay`: of the
+        training.
     - `dropout`, `omega_0`, `sigma`, `budget_weight`, `temperatures`: of network and budget.
     - `headroom`: what the first plan has room for.
     - `compile_steps`: what a compilation is supposed to cost, in steps of the base network.

@@ -4,16 +4,14 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from recipes._network import apply, Network
-from recipes.data import Arrays, Source, Splits, Subset
+from recipes.data import Arrays, Source, Splits
 
 
 Criterion = Callable[[Array, Array], Float[Array, ""]]

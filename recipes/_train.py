@@ -2,8 +2,8 @@
 
 A run by the policy "reproducible" follows from its settings and data alone, bit for bit on one
 machine, and one that was interrupted and gone on with is the same run: nothing that decides on
-plans looks at the clock, steps are looked at one by one, and after every checkpoint a new planner
-begins with the plan of the last, whether or not the process went on.
+plans looks at the clock, steps are looked at one by one, and after every checkpoint a new
+planner begins with the plan of the last, whether or not the process went on.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100, as images.
 
-    python -m recipes.cifar cifar10 --variant krwd --base 6x380 --preset paper --data FOLDER
+python -m recipes.cifar cifar10 --variant krwd --base 6x380 --preset paper --data FOLDER
 """
 
 import dataclasses

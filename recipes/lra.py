@@ -134,9 +134,7 @@ def _pathfinder(name: str, data: Path | None, laptop: Laptop | None, seed: int) 
     full = 32 if name == "pathfinder" else 128
     if data is not None:
         folder = data / f"pathfinder{full}"
-        splits = pathfinder.load(
-            folder if folder.is_dir() else data, sequential=laptop is None
-        )
+        splits = pathfinder.load(folder if folder.is_dir() else data, sequential=laptop is None)
         about = "LRA's files"
         if laptop is not None:
             splits = smaller(splits, laptop.sizes, seed)

@@ -1,6 +1,6 @@
 """A data set of the UCR archive, by its name.
 
-    python -m recipes.ucr FordA --data FOLDER
+python -m recipes.ucr FordA --data FOLDER
 """
 
 import dataclasses
