@@ -275,6 +275,9 @@ class _Tables:
     - `angles`: in which direction a contour grows along the paddle.
     - `length`, `back`, `onward`: in rows and columns, from where the first paddle starts to
         its far end, from there back over it and a margin, and along a paddle and two margins.
+        They are rounded up once they are added to a point, as in the published code. What is
+        zero but for rounding is then lost in most points, but counts a pixel within eight of
+        the upper and left borders, so contours keep away from these a little.
     - `drawn`: in which direction the paddle lies from its start: the same if it is the first,
         or else the opposite.
     - `lines`: the intensities of the paddle, its start in the middle, from 0 to 1.
@@ -295,9 +298,9 @@ class _Tables:
     margin: int
     border: int
     angles: Float[np.ndarray, " rows"]
-    length: Int[np.ndarray, "rows 2"]
-    back: Int[np.ndarray, "rows 2"]
-    onward: Int[np.ndarray, "rows 2"]
+    length: Float[np.ndarray, "rows 2"]
+    back: Float[np.ndarray, "rows 2"]
+    onward: Float[np.ndarray, "rows 2"]
     drawn: Float[np.ndarray, " rows"]
     lines: Float[np.ndarray, "rows side side"]
     masks: UInt8[np.ndarray, "rows area"]
@@ -348,7 +351,7 @@ def _tables(spec: Spec, margin: int) -> _Tables:
     first = np.arange(-180, 180) * np.pi / 180
     others = np.arctan2(steps[:, 0], steps[:, 1])
     angles = np.concatenate([first, others])
-    along = np.stack([np.sin(angles), np.cos(angles)], axis=1)
+    along = lambda angles: np.stack([np.sin(angles), np.cos(angles)], axis=1)
     drawn = np.concatenate([first, np.where(others < 0, others + np.pi, others - np.pi)])
     turns = np.abs(angles[:, None] - others)
     turns = np.minimum(turns, 2 * np.pi - turns) * spec.continuity
@@ -370,9 +373,9 @@ def _tables(spec: Spec, margin: int) -> _Tables:
         margin,
         border,
         angles,
-        _rounded_up(length * along),
-        _rounded_up(-(length + margin) * along),
-        _rounded_up((length + 2 * margin) * along),
+        length * along(angles),
+        (length + margin) * along(np.where(angles < 0, angles + np.pi, angles - np.pi)),
+        (length + 2 * margin) * along(angles),
         drawn,
         lines.astype(np.float32) / np.float32(255),
         masks.reshape(len(masks), -1),
@@ -392,11 +395,6 @@ def _tables(spec: Spec, margin: int) -> _Tables:
     return dataclasses.replace(
         tables, places=np.concatenate(places), counts=np.array([len(a) for a in places])
     )
-
-
-def _rounded_up(steps: Float[np.ndarray, "rows 2"]) -> Int[np.ndarray, "rows 2"]:
-    # What is whole but for rounding stays: the published code adds pixels first, and loses it.
-    return np.ceil(np.round(steps, 9)).astype(int)
 
 
 def _stamp(
@@ -568,8 +566,8 @@ def _starting(
     tables: _Tables, tails: Int[np.ndarray, "n 2"], rows: Int[np.ndarray, " n"]
 ) -> tuple[Int[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
     """The pivots of first paddles, and whether these are inside."""
-    heads = tails + tables.length[rows]
-    pivots = heads + tables.back[rows]
+    heads = np.ceil(tails + tables.length[rows]).astype(int)
+    pivots = np.ceil(heads + tables.back[rows]).astype(int)
     both = np.concatenate([heads, pivots], axis=1)
     return pivots, np.all((both >= 0) & (both < tables.spec.size), axis=1)
 
@@ -593,7 +591,7 @@ def _grow(
     starts[:, :, 0], rows[:, :, 0] = tails, first
     for j, k in it.product(range(1, length), range(contours)):
         last = rows[alive, k, j - 1]
-        pivots[alive, k] += tables.onward[last]
+        pivots[alive, k] = np.ceil(pivots[alive, k] + tables.onward[last])
         heads, new, found = _ends(rng, tables, fields, alive, pivots[alive, k], last)
         alive, heads, new = alive[found], heads[found], new[found]
         _take(tables, fields, alive, starts[alive, k, j - 1], rows[alive, k, j - 1])
