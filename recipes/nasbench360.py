@@ -83,7 +83,17 @@ def _cosmic(name: str, data: Path | None, laptop: Laptop | None, seed: int) -> T
         if laptop is None:
             sizes, spec = (4347, 483, 420), generate_cosmic.HUBBLE
         else:
-            sizes, spec = laptop.sizes, generate_cosmic.Spec(size=laptop.side)
+            # As much of everything, by the area, but twice as many rays.
+            share, full = (laptop.side / 128) ** 2, generate_cosmic.HUBBLE
+            sizes, spec = (
+                laptop.sizes,
+                generate_cosmic.Spec(
+                    laptop.side,
+                    2 * share * full.rays,
+                    share * full.stars,
+                    share * full.galaxies,
+                ),
+            )
         splits = generate_cosmic.splits(seed, sizes, spec)
         about = f"simulated: {spec}"
         if laptop is not None:
