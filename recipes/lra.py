@@ -60,11 +60,11 @@ def task(name: str, data: Path | None, laptop: Laptop | None, seed: int) -> Task
 
 
 def _listops(name: str, data: Path | None, laptop: Laptop | None, seed: int) -> Task:
-    length = 2048 if laptop is None else laptop.side
     if data is not None:
-        splits, about = listops.load(data, length=length), "LRA's files"
+        # Also on a laptop: the value of an expression that is cut off is not to be known.
+        splits, about = listops.load(data), "LRA's files"
     else:
-        # Expressions of the official lengths, or as long as there is room for.
+        length = 2048 if laptop is None else laptop.side
         grammar = generate_listops.LRA if laptop is None else generate_listops.SHORT
         sizes = (96_000, 2_000, 2_000) if laptop is None else laptop.sizes
         splits = generate_listops.splits(seed, sizes, grammar, length=length)
@@ -139,6 +139,7 @@ def _pathfinder(name: str, data: Path | None, laptop: Laptop | None, seed: int) 
         if laptop is not None:
             splits = smaller(splits, laptop.sizes, seed)
             splits = coarser(splits, full // laptop.side, sequential=True)
+            about += f", {laptop.side} x {laptop.side} pixels"
     else:
         if laptop is None:
             sizes, spec = (160_000, 20_000, 20_000), generate_pathfinder.SIZES[full]

@@ -506,6 +506,7 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path):
         _train.train(task, other, folder)
 
 
+@pytest.mark.filterwarnings("ignore:The backend")
 def test_the_base_network_and_measured_times(tmp_path):
     """Nothing to learn of the architecture, and the other policy: both run to the end."""
     task, settings = toy()
