@@ -103,10 +103,10 @@ def _over_time(path: dn.Masks) -> dict[str, Float[np.ndarray, " times"]]:
     return {axis: np.asarray(s) for axis, s in jax.vmap(dn.sizes)(path).items()}
 
 
-def _grid(number: int, **kwargs):
+def _grid(number: int):
     """A figure of so many plots in two rows."""
     columns = max(-(-number // 2), 1)
-    figure, grid = plt.subplots(2, columns, figsize=(2.75 * max(columns, 2), 5.2), **kwargs)
+    figure, grid = plt.subplots(2, columns, figsize=(2.75 * max(columns, 2), 5.2))
     plots = np.ravel(grid)
     for plot in plots[number:]:
         plot.set_axis_off()
@@ -118,7 +118,7 @@ def _sizes(path: dn.Masks, masks: dn.Masks):
     continuous, parts = _over_time(path), _parts(masks)
     blocks = np.arange(1, 1 + max(map(len, parts.values()), default=0))
     depth = int(dn.active(masks)["depth"]) if "depth" in masks else len(blocks)
-    figure, plots = _grid(len(parts), sharex=True)
+    figure, plots = _grid(len(parts))
     for plot, (part, axes) in zip(plots, parts.items()):
         capacity = masks[axes[0]].capacity
         first, last = ([continuous[axis][t] for axis in axes] for t in (0, -1))
@@ -142,13 +142,13 @@ def _trajectory(path: dn.Masks, steps: Int[np.ndarray, " times"]):
     lines = {title: [continuous[axis] for axis in axes] for title, axes in parts.items()}
     if "depth" in path:
         lines["depth"] = [continuous["depth"]]
-    figure, plots = _grid(len(lines), sharex=True)
+    figure, plots = _grid(len(lines))
     for plot, (title, sizes) in zip(plots, lines.items()):
         for i, values in enumerate(sizes):
             colour = plt.get_cmap("viridis")(i / max(len(sizes) - 1, 1))
             plot.plot(steps, values, color=colour, linewidth=1.2, label=f"block {i + 1}")
         plot.set_title(title)
-        plot.set_ylim(bottom=0)
+        plot.set_ylim(0, 1.08 * max(values.max() for values in sizes))
         plot.set_xlabel("step")
     if len(plots) and len(next(iter(lines.values()))) > 1:
         plots[0].legend(fontsize=7, ncols=2, loc="lower left")

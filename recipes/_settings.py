@@ -3,10 +3,13 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from dnarch_eqx import nn
 from recipes import _hyperparameters
+
+
+_Number = TypeVar("_Number", int, float)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,20 +129,21 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
     base = parse_base(options.base) if options.base else default
     row, over = _hyperparameters.row(task, base), options.overrides
 
-    def pick(name: str, small, full):
-        given = getattr(over, name)
-        return given if given is not None else full if laptop is None else small
-
-    batch_size = pick("batch_size", laptop and laptop.batch_size, row.batch_size)
+    batch_size = _given(
+        over.batch_size, row.batch_size if laptop is None else laptop.batch_size
+    )
     if not 0 < batch_size <= examples:
         raise ValueError(
             f"`batch_size` must lie between 1 and the {examples} examples, got {batch_size}."
         )
     epoch = examples // batch_size
-    steps = pick("steps", laptop and laptop.steps, row.epochs * epoch)
+    steps = _given(over.steps, row.epochs * epoch if laptop is None else laptop.steps)
     if steps < 1:
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     asked = over.steps is not None or laptop is not None
+    rate = row.learning_rate if laptop is None else laptop.learning_rate
+    # The paper's λ of 0.1 pulls over tens of thousands of steps, hardly at all over hundreds.
+    pull = row.budget_weight if laptop is None else max(row.budget_weight, 1.0)
     # Never the whole run: so many epochs of warm-up belong to the paper's number of epochs.
     warmup = steps // 10 if asked else row.warmup * epoch
     return Settings(
@@ -154,17 +158,20 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         steps=steps,
         warmup=warmup,
         batch_size=batch_size,
-        learning_rate=pick("learning_rate", laptop and laptop.learning_rate, row.learning_rate),
+        learning_rate=_given(over.learning_rate, rate),
         mask_rate=options.mask_rate,
-        weight_decay=pick("weight_decay", row.weight_decay, row.weight_decay),
-        dropout=pick("dropout", row.dropout, row.dropout),
-        omega_0=pick("omega_0", row.omega_0 * side / row.side, row.omega_0 * side / row.side),
-        sigma=pick("sigma", laptop and laptop.sigma, 0.5),
-        # The paper's 0.1 pulls over tens of thousands of steps, hardly at all over hundreds.
-        budget_weight=pick("budget_weight", max(row.budget_weight, 1.0), row.budget_weight),
+        weight_decay=_given(over.weight_decay, row.weight_decay),
+        dropout=_given(over.dropout, row.dropout),
+        omega_0=_given(over.omega_0, row.omega_0 * side / row.side),
+        sigma=_given(over.sigma, 0.5 if laptop is None else laptop.sigma),
+        budget_weight=_given(over.budget_weight, pull),
         temperatures=(row.resolution_temperature, row.width_temperature, row.depth_temperature),
         headroom=0.25 if laptop is not None else 0.05,
         compile_steps=100.0 if laptop is not None else 300.0,
         segment=-(-steps // 4) if asked else epoch,
         log=10 if laptop is not None else 100,
     )
+
+
+def _given(value: _Number | None, otherwise: _Number) -> _Number:
+    return otherwise if value is None else value

@@ -86,8 +86,8 @@ def _retrieval(name: str, data: Path | None, laptop: Laptop | None, seed: int) -
     if (folder / "new_aan_pairs.train.tsv").is_file():
         splits, about = aan.load(folder, length=length), "LRA's files"
     else:
-        sizes = {} if laptop is None else {"pairs": laptop.sizes}
-        splits = imdb.load_pairs(folder, length=length, seed=seed, **sizes)
+        sizes = (147_086, 18_090, 17_437) if laptop is None else laptop.sizes
+        splits = imdb.load_pairs(folder, pairs=sizes, length=length, seed=seed)
         about = "a stand-in: whether two reviews of IMDB are of one film"
     return _tokens(name, splits, _vocabulary(splits), 2, laptop, seed, about)
 

@@ -30,8 +30,7 @@ def task(name: str, data: Path | None, laptop: Laptop | None, seed: int) -> Task
     permute = PERMUTATION if name == "permuted" else None
     if data is None and laptop is not None:
         splits, about = _digits(seed), "scikit-learn's digits"
-        if name != "mnist":
-            splits = flat(splits)
+        splits = smaller(splits if name == "mnist" else flat(splits), laptop.sizes, seed)
     else:
         folder = _main.required(name, data, "train-images-idx3-ubyte.gz", mnist.URL)
         # On coarser images the order is drawn below.
@@ -45,7 +44,7 @@ def task(name: str, data: Path | None, laptop: Laptop | None, seed: int) -> Task
             splits = coarser(splits, 28 // laptop.side, sequential=name != "mnist")
             about += f", {laptop.side} x {laptop.side} pixels"
     if laptop is not None and permute is not None:
-        splits = _permuted(smaller(splits, laptop.sizes, seed), permute)
+        splits = _permuted(splits, permute)
     channels, *shape = example_shape(splits.train)
     network = Network(tuple(shape), 10, channels)
     return Task(name, splits, network, cross_entropy, accuracy, about=about)
@@ -58,7 +57,8 @@ def _digits(seed: int) -> Splits:
     x, y = images.reshape(-1, 1, 8, 8).astype(np.float32)[order], labels[order]
     x = (x - x[:1197].mean()) / x[:1197].std()
     ends = ((0, 1197), (1197, 1347), (1347, 1797))
-    return Splits(*(Arrays(x[i:j], y[i:j].astype(np.int32)) for i, j in ends))
+    train, valid, test = (Arrays(x[i:j], y[i:j].astype(np.int32)) for i, j in ends)
+    return Splits(train, valid, test)
 
 
 def _permuted(splits: Splits, seed: int) -> Splits:
@@ -67,7 +67,8 @@ def _permuted(splits: Splits, seed: int) -> Splits:
         assert isinstance(part, Arrays)
         order = np.random.RandomState(seed).permutation(part.x.shape[-1])
         parts.append(Arrays(part.x[..., order], part.y))
-    return Splits(*parts)
+    train, valid, test = parts
+    return Splits(train, valid, test)
 
 
 def main(

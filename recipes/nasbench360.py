@@ -66,7 +66,8 @@ def encoded(splits: Splits) -> tuple[Splits, darcy.Normaliser]:
         y = by_y.encode(np.asarray(source.y, np.float64))
         return Arrays(x.astype(np.float32), y.astype(np.float32))
 
-    return Splits(*map(part, parts)), by_y
+    train, valid, test = map(part, parts)
+    return Splits(train, valid, test), by_y
 
 
 def _cosmic(name: str, data: Path | None, laptop: Laptop | None, seed: int) -> Task:

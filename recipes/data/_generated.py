@@ -33,8 +33,8 @@ class Generated:
     def __len__(self) -> int:
         return self.size
 
-    def __getitem__(self, i: Any, /) -> tuple[Any, Any]:
-        i = operator.index(i)
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        i = operator.index(index)
         if not -self.size <= i < self.size:
             raise IndexError(f"Example {i} of {self.size}.")
         return self.make(np.random.default_rng((self.seed, self.start + i % self.size)))
