@@ -27,9 +27,13 @@ def run(
 
     - `name`: of the task, as `make` takes it.
     - `row`: its row in the tables.
-    - `make`: `(name, data, laptop, seed)` to the task.
+    - `make`: `(name, data, laptop, seed)` to the task. Where it finds no data, what it says is
+        all that is printed.
     """
-    task = make(name, options.data, LAPTOP[row] if options.laptop else None, options.seed)
+    try:
+        task = make(name, options.data, LAPTOP[row] if options.laptop else None, options.seed)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     side = max(task.network.shape)
     settings = _settings.resolve(row, options, len(task.splits.train), side)
     out = options.out

@@ -115,7 +115,7 @@ def train(
                 auxes, start = [], time.perf_counter()
             for compilation in learner.compilations[known:]:
                 _folder.append(compilations, _described(step, compilation))
-        plan = _covering(built, planner.plan, state.masks)
+        plan = _covering(settings, planner.plan, state.masks)
         trajectory = dataclasses.replace(
             trajectory, trace=_folder.joined(before, planner.trace)
         )
@@ -231,7 +231,7 @@ def _planner(
     return dn.Planner(
         learner,
         built.masks,
-        nn.buckets(built.masks, multiple=4 if settings.width < 64 else 8),
+        _buckets(settings, built.masks),
         policy,
         background=False if reproducible else None,
         headroom=settings.headroom,
@@ -239,10 +239,14 @@ def _planner(
     )
 
 
-def _covering(built: Built, plan: dn.Plan | None, masks: dn.Masks) -> dn.Plan:
+def _buckets(settings: Settings, masks: dn.Masks) -> dict[str, dn.Ladder]:
+    return nn.buckets(masks, multiple=4 if settings.width < 64 else 8)
+
+
+def _covering(settings: Settings, plan: dn.Plan | None, masks: dn.Masks) -> dn.Plan:
     """The plan, larger where the last step has grown beyond it."""
     assert plan is not None
-    fit = dn.plan(masks, nn.buckets(built.masks))
+    fit = dn.plan(masks, _buckets(settings, masks))
     return dn.Plan({axis: max(plan[axis], fit[axis]) for axis in plan})
 
 
