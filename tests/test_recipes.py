@@ -18,6 +18,7 @@ from dnarch_eqx import nn
 from recipes import (
     _folder,
     _hyperparameters,
+    _main,
     _network,
     _policies,
     _settings,
@@ -135,6 +136,11 @@ def test_settings_out_of_range():
 def test_missing_data(make, name, match):
     with pytest.raises(FileNotFoundError, match=match):
         make(name, None, None, 0)
+
+
+def test_missing_data_are_all_that_is_said():
+    with pytest.raises(SystemExit, match="FordA cannot be generated: give `--data FOLDER`"):
+        _main.run("FordA", "ucr", ucr.task, Options())
 
 
 def test_missing_data_of_mnist_in_full():
@@ -318,8 +324,8 @@ def test_two_towers(getkey, quick):
     x = tuple(jr.randint(getkey(), (3, 12), 0, 9) for _ in range(2))
     full = dn.materialize(built.model, built.axes, built.masks, {})
     outputs = eqx.filter_jit(_network.apply)(full, x)
-    encoder = eqx.filter_jit(jax.vmap(full.encoder, axis_name="batch"))
-    a, b = np.split(np.asarray(encoder(jnp.concatenate(x))), 2)
+    encode = eqx.filter_jit(lambda net, x: jax.vmap(net, axis_name="batch")(x))
+    a, b = np.split(np.asarray(encode(full.encoder, jnp.concatenate(x))), 2)
     joined = np.concatenate([a, b, a * b, a - b], 1)
     first, last = full.first, full.last
     hidden = jax.nn.gelu(joined @ first.weight.T + first.bias[None])
