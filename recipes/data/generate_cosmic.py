@@ -44,7 +44,7 @@ class Spec:
     """
 
     size: int = 128
-    rays: float = 22.0
+    rays: float = 11.0
     stars: float = 12.0
     galaxies: float = 8.0
     sky: float = 30.0

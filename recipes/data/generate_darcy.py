@@ -8,11 +8,11 @@ published script says 12 and 4.
 
 The coefficients are given in the middles of cells and the equation is solved on their corners,
 so both are carried over by cubic splines. As in the published data the coefficients thus
-overshoot at jumps where the equation is solved, and solutions are not quite zero in the
-outermost rows. Where this differs:
+overshoot at jumps where the equation is solved, most of all in the corners on the border,
+which are extrapolated, and solutions are not quite zero in the outermost rows.
 
-- `solve_gwf.m` gives the solution transposed. Here both arrays have the same axes.
-- The equations are solved by conjugate gradients, to a relative residual of 1e-10.
+This differs from the published code in one thing: the equations are solved by conjugate
+gradients, to a relative residual of 1e-10.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def field(
     deviation = tau ** (alpha - 1) * (k[:, None] ** 2 + k**2 + tau**2) ** (-alpha / 2)
     waves = size * deviation * rng.normal(size=(size, size))
     waves[0, 0] = 0.0
-    return scipy.fft.idctn(waves, type=2, norm="ortho")
+    return np.asarray(scipy.fft.idctn(waves, type=2, norm="ortho"))
 
 
 def coefficient(rng: np.random.Generator, spec: Spec = FNO) -> Float[np.ndarray, "size size"]:
@@ -107,10 +107,16 @@ def solve(
             f"`coefficient` must be square and at least 3 points wide, got {coefficient.shape}."
         )
     if not coefficient.min() > 0:
-        raise ValueError(
-            f"`coefficient` must be positive, got {coefficient.min()}. In spline interpolation "
-            "jumps of a great contrast overshoot below zero."
-        )
+        raise ValueError(f"`coefficient` must be positive, got {coefficient.min()}.")
+    return _solve(coefficient, np.broadcast_to(np.asarray(force, float), (size, size)), rtol)
+
+
+def _solve(
+    coefficient: Float[np.ndarray, "size size"],
+    force: Float[np.ndarray, "size size"],
+    rtol: float,
+) -> Float[np.ndarray, "size size"]:
+    size = len(coefficient)
     steps = (size - 1) ** 2
     rows = steps * (coefficient[1:, 1:-1] + coefficient[:-1, 1:-1]) / 2
     columns = steps * (coefficient[1:-1, 1:] + coefficient[1:-1, :-1]) / 2
@@ -124,7 +130,7 @@ def solve(
         over_columns = columns * np.diff(u[1:-1], axis=1)
         return -np.diff(over_rows, axis=0) - np.diff(over_columns, axis=1)
 
-    right = np.broadcast_to(np.asarray(force, float), (size, size))[1:-1, 1:-1]
+    right = force[1:-1, 1:-1]
     u, residual = np.zeros_like(right), right.copy()
     direction, last = np.zeros_like(right), 1.0
     for _ in range(10_000):
@@ -145,7 +151,9 @@ def generate(
     """A random coefficient and the pressure, both in the middles of cells."""
     cells = coefficient(rng, spec)
     out, back = _corners(spec.size), _middles(spec.size)
-    return cells, back @ solve(out @ cells @ out.T) @ back.T
+    # Where materials meet at the border this can be negative in a corner or two: as published.
+    corners = out @ cells @ out.T
+    return cells, back @ _solve(corners, np.ones_like(corners), 1e-10) @ back.T
 
 
 @ft.lru_cache(maxsize=8)
@@ -206,7 +214,7 @@ def splits(
 
 
 def store(folder: Path, size: int, seed: int = 0, spec: Spec = FNO, *, start: int = 0) -> None:
-    """Makes examples that are not there yet: `<i>.npz` with arrays `coeff` and `sol` of float64.
+    """Makes examples that are not there yet: `<i>.npz` with arrays `coeff` and `sol`.
 
     Example `i`, from `start` on, is made of the generator seeded with `(seed, i)`. The work can
     be broken off at any time and taken up again by the same call.

@@ -154,19 +154,14 @@ def _example(
     return encode(text, length), np.int32(label)
 
 
-def _maker(grammar: Grammar, length: int | None) -> ft.partial:
-    # The longest expression has one token fewer than `max_length`, and an end is put to it.
-    length = grammar.max_length if length is None else length
-    return ft.partial(_example, grammar=grammar, length=length)
-
-
 def source(
-    seed: int, size: int, grammar: Grammar = LRA, *, length: int | None = None, start: int = 0
+    seed: int, size: int, grammar: Grammar = LRA, *, length: int = 2048, start: int = 0
 ) -> Generated:
-    """Examples `(x, y)`: int32 tokens `(length,)` filled up with 0, by default as many as the
-    longest expression takes, and an int32 digit.
+    """Examples `(x, y)`: int32 tokens `(length,)` as the loader encodes them, padded with 0,
+    and an int32 digit.
     """
-    return Generated(_maker(grammar, length), seed, size, start)
+    make = ft.partial(_example, grammar=grammar, length=length)
+    return Generated(make, seed, size, start)
 
 
 def splits(
@@ -174,10 +169,10 @@ def splits(
     sizes: tuple[int, int, int] = (96_000, 2_000, 2_000),
     grammar: Grammar = LRA,
     *,
-    length: int | None = None,
+    length: int = 2048,
 ) -> Splits:
     """As [`source`][], to train, validate and test on."""
-    return _splits(_maker(grammar, length), seed, sizes)
+    return _splits(ft.partial(_example, grammar=grammar, length=length), seed, sizes)
 
 
 def write(
