@@ -150,9 +150,9 @@ def _trajectory(path: dn.Masks, steps: Int[np.ndarray, " times"]):
         plot.set_title(title)
         plot.set_ylim(0, 1.08 * max(values.max() for values in sizes))
         plot.set_xlabel("step")
-    if len(plots) and len(next(iter(lines.values()))) > 1:
-        plots[0].legend(fontsize=7, ncols=2, loc="lower left")
-    figure.tight_layout()
+    handles, labels = plots[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, ncols=6, loc="lower center", frameon=False)
+    figure.tight_layout(rect=(0, 0.02 + 0.03 * -(-len(labels) // 6), 1, 1))
     return figure
 
 
@@ -178,23 +178,23 @@ def _learning(rows: Sequence[Mapping[str, Any]], metric: str):
 
 
 def _compilations(compilations: Sequence[Mapping[str, Any]], steps: int):
-    """When, and for how long, steps were compiled."""
-    figure, plot = plt.subplots(figsize=(6.5, 2.8))
-    at = [c["step"] for c in compilations]
-    hidden = np.array([c["hidden"] for c in compilations])
-    waited = np.array([c["seconds"] for c in compilations]) - hidden
-    width = max(steps / 80, 1)
-    plot.bar(at, waited, width, color="tab:red", label="training waited")
-    if hidden.any():
-        plot.bar(at, hidden, width, bottom=waited, color="tab:green", label="hidden")
-    for c in compilations:
-        text = f"{len(c['changes'])} axes" if c["changes"] else "new"
-        plot.annotate(text, (c["step"], c["seconds"]), ha="center", va="bottom", fontsize=7)
-    plot.set_xlim(-width, steps + width)
-    plot.margins(y=0.15)
+    """When steps were compiled, and how long it has taken until then."""
+    at = np.array([0, *(c["step"] for c in compilations), steps])
+    seconds = np.array([c["seconds"] for c in compilations])
+    waited = seconds - np.array([c["hidden"] for c in compilations])
+    figure, plot = plt.subplots(figsize=(6.5, 3.0))
+    for label, each, colour in (
+        ("compiling", seconds, "tab:green"),
+        ("of it training waited", waited, "tab:red"),
+    ):
+        total = np.cumsum(np.concatenate([[0.0], each, [0.0]]))
+        plot.step(at, total, where="post", color=colour, label=label)
+        plot.plot(at[1:-1], total[1:-1], ".", color=colour)
+    plot.set_ylim(0, max(1.25 * seconds.sum(), 1.0))
     plot.set_xlabel("step")
-    plot.set_ylabel("seconds of compiling")
-    plot.legend(loc="upper right", fontsize=8)
+    plot.set_ylabel("seconds until then")
+    plot.set_title(f"{len(compilations)} compilations", fontsize=10)
+    plot.legend(loc="upper left", fontsize=8)
     figure.tight_layout()
     return figure
 
