@@ -197,6 +197,51 @@ def test_the_permuted_digits_are_the_digits():
     assert [x[i] for i in order] == z.tolist()
 
 
+def test_pairs_of_papers(tmp_path):
+    """LRA's files are taken before a stand-in, and have two inputs."""
+    for part in ("train", "eval", "test"):
+        rows = [f"{i % 2}\ta{i}\tb{i}\t{'abc' * (i + 1)}\tcb\n" for i in range(12)]
+        (tmp_path / f"new_aan_pairs.{part}.tsv").write_text("".join(rows))
+    task = lra.task("retrieval", tmp_path, few("retrieval", side=10), 0)
+    (a, b), y = task.splits.train[1]
+    assert a.shape == b.shape == (10,) and y in (0, 1)
+    # Three letters, and what stands for padding, the unknown and the end.
+    assert task.network == Network((10,), 2, None, 6, 32, towers=True)
+    full = lra.task("retrieval", tmp_path, None, 0)
+    assert full.network.shape == (4000,) and full.network.embedding == 256
+
+
+def test_series(tmp_path):
+    """Of any length and number of classes; on a laptop they are means over windows."""
+    series = np.random.default_rng(0).normal(size=(30, 24))
+    for part in ("TRAIN", "TEST"):
+        (tmp_path / "Toy").mkdir(exist_ok=True)
+        rows = ["\t".join(map(str, [i % 3, *x])) + "\n" for i, x in enumerate(series)]
+        (tmp_path / "Toy" / f"Toy_{part}.tsv").write_text("".join(rows))
+    assert ucr.task("Toy", tmp_path, None, 0).network == Network((24,), 3, 1)
+    laptop = dataclasses.replace(_hyperparameters.LAPTOP["ucr"], side=6, sizes=(30, 30, 30))
+    task = ucr.task("Toy", tmp_path, laptop, 0)
+    assert task.network == Network((6,), 3, 1)
+    x = np.stack([task.splits.test[i][0] for i in range(30)])
+    np.testing.assert_allclose(x[:, 0], series.reshape(30, 6, 4).mean(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, channels, targets, side", [("darcy", 3, 1, 29), ("cosmic", 1, 2, 32)]
+)
+def test_dense_tasks(name, channels, targets, side, quick):
+    """Outputs at every point, and losses of them that can be learned by."""
+    task = nasbench360.task(name, None, few(name), 0)
+    x, y = task.splits.train[0]
+    assert x.shape == (channels, side, side) and y.shape == (targets, side, side)
+    built = small(task.network, "")
+    batch = tuple(np.stack(arrays) for arrays in zip(*(task.splits.train[i] for i in range(4))))
+    loss, slope = eqx.filter_jit(eqx.filter_value_and_grad(task.loss))(built.model, batch, None)
+    assert 0 < float(loss) < 10
+    norms = [float(jnp.abs(g).max()) for g in jax.tree.leaves(eqx.filter(slope, eqx.is_array))]
+    assert np.isfinite(norms).all() and max(norms) > 0
+
+
 def test_coarser():
     x = np.arange(2 * 16, dtype=np.float32).reshape(2, 1, 4, 4)
     part = Arrays(x, np.zeros(2, np.int32))
