@@ -2,8 +2,9 @@
 
     python -m recipes.nasbench360 darcy --variant krwd --base 6x380 --preset paper --data FOLDER
 
-Without data, Darcy's flows are solved for, which takes a second each at the published size, and
-frames of galaxies with cosmic rays are simulated.
+Without data, Darcy's flows are solved for, which takes a second each at the published size, so
+that they are better written once (`recipes.data.generate_darcy.write`) and given as data.
+Frames of galaxies with cosmic rays are simulated.
 """
 
 import dataclasses
