@@ -88,6 +88,9 @@ class Compiler:
         """Compiles while training waits. Raises what compiling raises."""
         plan = self._grid.plan(sizes)
         known = self._learner._signature(state, batch, plan, key)
+        if known in self._learner._programs:  # by another planner, or `Learner.compile`
+            self._known[sizes.tobytes()] = known
+            return
         program = self._learner._trace(state, batch, plan, key=key).compile()
         self._take(known, sizes, program, hidden=0.0)
         self._clock.restart()

@@ -1,0 +1,62 @@
+"""What the command lines have in common."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from recipes import _settings
+from recipes._hyperparameters import LAPTOP, Laptop
+from recipes._settings import Options as Options, Overrides as Overrides
+from recipes._task import Task
+from recipes._train import train
+
+
+# Flags without the names of the dataclasses that they are in.
+Flags = Annotated[Options, tyro.conf.OmitArgPrefixes]
+
+
+def run(
+    name: str,
+    row: str,
+    make: Callable[[str, Path | None, Laptop | None, int], Task],
+    options: Options,
+) -> None:
+    """Makes a task, trains, and reports.
+
+    - `name`: of the task, as `make` takes it.
+    - `row`: its row in the tables.
+    - `make`: `(name, data, laptop, seed)` to the task. Where it finds no data, what it says is
+        all that is printed.
+    """
+    try:
+        task = make(name, options.data, LAPTOP[row] if options.laptop else None, options.seed)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
+    side = max(task.network.shape)
+    settings = _settings.resolve(row, options, len(task.splits.train), side)
+    out = options.out
+    if out is None:
+        parts = (settings.variant, f"{settings.depth}x{settings.width}", settings.preset)
+        out = Path("out") / "-".join([task.name, *parts, f"seed{settings.seed}"])
+    done = train(task, settings, out)
+
+    from recipes import _report  # matplotlib takes a second to import
+
+    print(_report.write(out, done))
+
+
+def required(name: str, data: Path | None, file: str, where: str) -> Path:
+    """The folder given.
+
+    Raises a `FileNotFoundError` that says what to put there if none is, or there is no such.
+    """
+    if data is None:
+        raise FileNotFoundError(
+            f"{name} cannot be generated: give `--data FOLDER`, with {file} in it. It is from "
+            f"{where}."
+        )
+    if not data.is_dir():
+        raise FileNotFoundError(f"`data` must be a folder, and there is none {data}.")
+    return data

@@ -1,0 +1,90 @@
+"""A run as a page of Markdown."""
+
+import dataclasses
+from pathlib import Path
+
+import dnarch_eqx as dn
+from recipes import _folder, _pictures
+from recipes._train import Run
+
+
+def write(folder: Path, run: Run) -> str:
+    """Writes `report.md` and its pictures, and gives the report without these."""
+    metric = next(iter(run.test))
+    path = run.trajectory.stacked(run.masks)
+    pictures = _pictures.draw_run(
+        folder, path, run.trajectory.steps, run.rows, run.compilations, metric
+    )
+    text = _text(run)
+    shown = "".join(f"\n![{name}]({name}.png)\n" for name in pictures)
+    _folder.write_text(folder / "report.md", text + shown)
+    return f"{text}\nWritten to {folder}."
+
+
+def _text(run: Run) -> str:
+    settings = run.settings
+    relative = float(run.built.cost(_sizes(run)) / run.built.cost(run.built.target))
+    letters = settings.learn or "base"
+    results = [("metric", "valid", "test")]
+    results += [(k, f"{run.valid[k]:.4g}", f"{run.test[k]:.4g}") for k in run.test]
+    seconds = sum(row["seconds"] for row in run.rows if "seconds" in row)
+    compiling = sum(c["seconds"] - c["hidden"] for c in run.compilations)
+    parts = [
+        f"# {run.task.name}: {letters}, CCNN {settings.depth} x {settings.width}",
+        f"Preset {settings.preset}, seed {settings.seed}. Data: {run.task.about}.",
+        _table(results),
+        f"Complexity over that of the base network: {relative:.3f}. Parameters of the deployed "
+        f"network: {dn.parameters(run.deployed):,}, of the one that trained: "
+        f"{dn.parameters(run.built.model):,}. Their outputs differ by {run.error:.1e} of the "
+        "largest.",
+        f"{settings.steps:,} steps in {seconds:.0f} s, {compiling:.0f} s of them spent waiting "
+        f"for {len(run.compilations)} compilations.",
+        _table(_architecture(run)) if run.masks else "",
+        "Networks are the last ones, not the best by validation.",
+        "## Settings",
+        _table([("setting", "value"), *((k, str(v)) for k, v in _settings(run))]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _settings(run: Run) -> list[tuple[str, object]]:
+    return [(k, v) for k, v in dataclasses.asdict(run.settings).items() if v != ""]
+
+
+def _sizes(run: Run) -> dn.Sizes:
+    return dn.sizes(run.masks)
+
+
+def _architecture(run: Run) -> list[tuple[str, ...]]:
+    """As Tables 6 to 8 of the paper: a row a block that is left. What is not learned is at its
+    full size.
+    """
+    network, active = run.task.network, dn.active(run.masks)
+    width = run.settings.width
+    blocks = int(active["depth"]) if "depth" in active else run.settings.depth
+    letters = [""] if len(network.shape) == 1 else [".y", ".x"]
+
+    def cell(block: int, names: list[str], full: list[int]) -> str:
+        sizes = (int(active.get(f"blocks.{block}{n}", f)) for n, f in zip(names, full))
+        return " ".join(map(str, sizes))
+
+    space, channels = list(network.shape), [".in", ".mid", ".out"]
+    # A global kernel has one position more on an even grid.
+    taps = [n + 1 - n % 2 for n in space]
+    return [
+        ("block", "kernel", "resolution", "width in, mid, out"),
+        *(
+            (
+                str(i + 1),
+                cell(i, [f".kernel{letter}" for letter in letters], taps),
+                cell(i, [f".resolution{letter}" for letter in letters], space),
+                cell(i, channels, [width] * 3),
+            )
+            for i in range(blocks)
+        ),
+    ]
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    header, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([header, f"|{' --- |' * len(rows[0])}", *body])

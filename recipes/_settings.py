@@ -1,0 +1,177 @@
+"""From the command line to everything that a run depends on."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from dnarch_eqx import nn
+from recipes import _hyperparameters
+
+
+_Number = TypeVar("_Number", int, float)
+
+
+@dataclasses.dataclass(frozen=True)
+class Overrides:
+    """What to change of a preset."""
+
+    steps: int | None = None
+    """How many steps, instead of epochs."""
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    dropout: float | None = None
+    omega_0: float | None = None
+    """The prior on the kernels' frequencies."""
+    sigma: float | None = None
+    """What the kernels' masks start at: 0.0325 to 0.5 in the paper."""
+    budget_weight: float | None = None
+    """λ: what a complexity off its target costs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What there is to choose for every task."""
+
+    variant: Literal["base", "k", "kr", "krwd"] = "krwd"
+    """What is learned: nothing, with global kernels; kernels; resolutions; widths and depth."""
+    base: str = ""
+    """The base network, as DEPTHxWIDTH: by default 4x140, on a laptop 2x24."""
+    preset: Literal["laptop", "paper"] = "laptop"
+    """`paper` has the settings of Tables 4 and 5, `laptop` takes minutes on two cores."""
+    data: Path | None = None
+    """Where the official files lie. Without, data are made where they can be."""
+    out: Path | None = None
+    """Where to write. A run that is there is gone on with."""
+    seed: int = 0
+    policy: Literal["reproducible", "break-even"] = "reproducible"
+    """When to compile for other sizes. `break-even` goes by measured times, and compiles in the
+    background where that helps: faster, and no two runs are alike to the last bit."""
+    mask_rate: float = 1.0
+    """The learning rate of the masks over that of the weights."""
+    overrides: Overrides = dataclasses.field(default_factory=Overrides)
+
+    @property
+    def laptop(self) -> bool:
+        return self.preset == "laptop"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that a run depends on beside its data: what `config.json` has.
+
+    - `task`, `variant`, `preset`, `data`, `seed`, `policy`: as on the command line.
+    - `depth`, `width`: of the base network.
+    - `steps`, `warmup`, `batch_size`, `learning_rate`, `mask_rate`, `weight_decay`: of the
+        training.
+    - `dropout`, `omega_0`, `sigma`, `budget_weight`, `temperatures`: of network and budget.
+    - `headroom`: what the first plan has room for.
+    - `compile_steps`: what a compilation is supposed to cost, in steps of the base network.
+    - `segment`: after how many steps there is a checkpoint and an evaluation.
+    - `log`: after how many there is a line of metrics and a point of the trajectory.
+    """
+
+    task: str
+    variant: str
+    preset: str
+    data: str
+    seed: int
+    policy: str
+    depth: int
+    width: int
+    steps: int
+    warmup: int
+    batch_size: int
+    learning_rate: float
+    mask_rate: float
+    weight_decay: float
+    dropout: float
+    omega_0: float
+    sigma: float
+    budget_weight: float
+    temperatures: tuple[float, float, float]
+    headroom: float
+    compile_steps: float
+    segment: int
+    log: int
+
+    @property
+    def base(self) -> nn.Base:
+        return nn.Base(self.depth, self.width)
+
+    @property
+    def learn(self) -> str:
+        return "" if self.variant == "base" else self.variant.upper()
+
+
+def parse_base(text: str) -> nn.Base:
+    """`4x140` as a base network. Raises a `ValueError` of anything else."""
+    if not (match := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)):
+        raise ValueError(f"`base` must be DEPTHxWIDTH, as 4x140, got {text!r}.")
+    return nn.Base(int(match[1]), int(match[2]))
+
+
+def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
+    """The settings of a run: of the paper's tables, or what a laptop takes, with the overrides.
+
+    - `task`: a name in the tables.
+    - `examples`: how many there are to train on.
+    - `side`: how many positions the longest axis of the grid has. On a shorter grid than the
+        paper's, `omega_0` is as much smaller: kernels then have the same frequencies, in
+        cycles a position.
+
+    Raises a `ValueError` for a base that is none, a task that no table has, fewer examples
+    than a batch, and overrides out of range.
+    """
+    laptop = _hyperparameters.LAPTOP[task] if options.laptop else None
+    default = nn.CCNN_4_140 if laptop is None else laptop.base
+    base = parse_base(options.base) if options.base else default
+    row, over = _hyperparameters.row(task, base), options.overrides
+
+    batch_size = _given(
+        over.batch_size, row.batch_size if laptop is None else laptop.batch_size
+    )
+    if not 0 < batch_size <= examples:
+        raise ValueError(
+            f"`batch_size` must lie between 1 and the {examples} examples, got {batch_size}."
+        )
+    epoch = examples // batch_size
+    steps = _given(over.steps, row.epochs * epoch if laptop is None else laptop.steps)
+    if steps < 1:
+        raise ValueError(f"`steps` must be at least 1, got {steps}.")
+    asked = over.steps is not None or laptop is not None
+    rate = row.learning_rate if laptop is None else laptop.learning_rate
+    # The paper's λ of 0.1 pulls over tens of thousands of steps, hardly at all over hundreds.
+    pull = row.budget_weight if laptop is None else max(row.budget_weight, 1.0)
+    # Never the whole run: so many epochs of warm-up belong to the paper's number of epochs.
+    warmup = steps // 10 if asked else row.warmup * epoch
+    return Settings(
+        task=task,
+        variant=options.variant,
+        preset=options.preset,
+        data="" if options.data is None else str(options.data.resolve()),
+        seed=options.seed,
+        policy=options.policy,
+        depth=base.depth,
+        width=base.width,
+        steps=steps,
+        warmup=warmup,
+        batch_size=batch_size,
+        learning_rate=_given(over.learning_rate, rate),
+        mask_rate=options.mask_rate,
+        weight_decay=_given(over.weight_decay, row.weight_decay),
+        dropout=_given(over.dropout, row.dropout),
+        omega_0=_given(over.omega_0, row.omega_0 * side / row.side),
+        sigma=_given(over.sigma, 0.5 if laptop is None else laptop.sigma),
+        budget_weight=_given(over.budget_weight, pull),
+        temperatures=(row.resolution_temperature, row.width_temperature, row.depth_temperature),
+        headroom=0.25 if laptop is not None else 0.05,
+        compile_steps=100.0 if laptop is not None else 300.0,
+        segment=-(-steps // 4) if asked else epoch,
+        log=10 if laptop is not None else 100,
+    )
+
+
+def _given(value: _Number | None, otherwise: _Number) -> _Number:
+    return otherwise if value is None else value

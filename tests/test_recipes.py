@@ -1,0 +1,609 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import dnarch_eqx as dn
+from dnarch_eqx import nn
+from recipes import (
+    _folder,
+    _hyperparameters,
+    _main,
+    _network,
+    _policies,
+    _settings,
+    _task,
+    _train,
+    cifar,
+    lra,
+    mnist,
+    nasbench360,
+    ucr,
+)
+from recipes._network import Network
+from recipes._settings import Options, Overrides
+from recipes._task import Task
+from recipes.data import Arrays, generate_darcy, Splits
+
+
+@pytest.fixture
+def quick():
+    """With fewer optimisations, for they take most of the time. Optax relies on JAX's standard
+    promotion.
+    """
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+#
+# Settings.
+#
+
+
+def test_tables():
+    """As the paper prints them."""
+    four, five = _hyperparameters.TABLE_4, _hyperparameters.TABLE_5
+    assert len(four) == 10 and len(five) == 4
+    pathx = four["pathx"]
+    assert (pathx.epochs, pathx.batch_size, pathx.learning_rate) == (80, 32, 0.001)
+    assert (pathx.omega_0, pathx.resolution_temperature, pathx.weight_decay) == (30000, 100, 0)
+    assert (four["listops"].budget_weight, four["cifar100"].budget_weight) == (5, 5)
+    assert (five["cifar100"].budget_weight, five["cosmic"].batch_size) == (0.1, 4)
+    assert (five["cifar10"].depth_temperature, five["cifar10"].width_temperature) == (16, 50)
+    assert four["text"].dropout == 0.2 and four["cosmic"].dropout == 0.3
+    assert {n for n, row in four.items() if row.warmup == 5} == {
+        "listops",
+        "retrieval",
+        "pathx",
+    }
+    assert four["image"].omega_0 == 12500 and five["darcy"].omega_0 == 7500
+    assert set(_hyperparameters.LAPTOP) == {*four, *_hyperparameters.OURS}
+
+
+def test_rows():
+    assert _hyperparameters.row("darcy", nn.CCNN_6_380).batch_size == 12
+    assert _hyperparameters.row("darcy", nn.CCNN_4_140).batch_size == 8
+    # Table 5 has no sequences.
+    assert _hyperparameters.row("text", nn.CCNN_6_380).omega_0 == 19500
+    with pytest.raises(ValueError, match="`task` must be one of .*'listops'.*, got 'chess'"):
+        _hyperparameters.row("chess", nn.CCNN_4_140)
+
+
+def test_the_paper_preset():
+    settings = _settings.resolve("listops", Options(preset="paper"), 96_000, 2048)
+    assert (settings.depth, settings.width, settings.steps) == (4, 140, 50 * 1920)
+    assert (settings.warmup, settings.segment) == (5 * 1920, 1920)
+    assert (settings.omega_0, settings.sigma, settings.budget_weight) == (27500, 0.5, 5)
+    assert settings.temperatures == (50, 25, 8) and settings.learn == "KRWD"
+
+
+def test_a_shorter_grid_has_a_smaller_omega():
+    """So that a kernel turns as often a position."""
+    settings = _settings.resolve("listops", Options(), 4000, 256)
+    assert settings.omega_0 == 27500 / 8
+    assert (settings.depth, settings.width) == (2, 24)
+
+
+def test_overrides():
+    overrides = Overrides(steps=30, batch_size=4, omega_0=7.0, dropout=0.0)
+    options = Options(variant="base", base="3x9", overrides=overrides, preset="paper")
+    settings = _settings.resolve("text", options, 100, 16)
+    assert (settings.steps, settings.batch_size, settings.warmup) == (30, 4, 3)
+    assert (settings.omega_0, settings.dropout, settings.learn) == (7.0, 0.0, "")
+    assert settings.base == nn.Base(3, 9) and settings.weight_decay == 0.01
+
+
+@pytest.mark.parametrize("base", ["4", "4x", "x140", "0x3", "4x140x2", "4X140", "-4x140"])
+def test_bases_that_are_none(base):
+    with pytest.raises(ValueError, match="`base` must be DEPTHxWIDTH, as 4x140, got "):
+        _settings.resolve("text", Options(base=base), 100, 16)
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match="`batch_size` must lie between 1 and the 20 examples"):
+        _settings.resolve("text", Options(), 20, 16)
+    with pytest.raises(ValueError, match="`steps` must be at least 1, got 0"):
+        _settings.resolve("text", Options(overrides=Overrides(steps=0)), 100, 16)
+
+
+#
+# Data that are missing.
+#
+
+
+@pytest.mark.parametrize(
+    "make, name, match",
+    [
+        (lra.task, "text", "text cannot be generated.*aclImdb.*ai.stanford.edu"),
+        (lra.task, "retrieval", "new_aan_pairs.train.tsv.*lra_release.gz"),
+        (lra.task, "image", "cifar-10-binary.tar.gz.*cs.toronto.edu"),
+        (cifar.task, "cifar100", "cifar100 cannot be generated.*cs.toronto.edu"),
+        (ucr.task, "FordA", "FordA/FordA_TRAIN.tsv in it.*cs.ucr.edu"),
+    ],
+)
+def test_missing_data(make, name, match):
+    with pytest.raises(FileNotFoundError, match=match):
+        make(name, None, None, 0)
+
+
+def test_missing_data_are_all_that_is_said():
+    with pytest.raises(SystemExit, match="FordA cannot be generated: give `--data FOLDER`"):
+        _main.run("FordA", "ucr", ucr.task, Options())
+
+
+def test_missing_data_of_mnist_in_full():
+    with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte.gz in it"):
+        mnist.task("mnist", None, None, 0)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`data` must be a folder.*nowhere"):
+        cifar.task("cifar10", tmp_path / "nowhere", None, 0)
+    with pytest.raises(FileNotFoundError, match="basic_train.tsv"):
+        lra.task("listops", tmp_path, None, 0)
+    with pytest.raises(FileNotFoundError, match="piececonst_r421_N1024_smooth1.mat"):
+        nasbench360.task("darcy", tmp_path, None, 0)
+
+
+#
+# Tasks.
+#
+
+
+def few(name: str, **changes) -> _hyperparameters.Laptop:
+    laptop = dataclasses.replace(_hyperparameters.LAPTOP[name], sizes=(8, 3, 4))
+    return dataclasses.replace(laptop, **changes)
+
+
+@pytest.mark.parametrize("name", ["listops", "pathfinder"])
+def test_generated_sequences(name):
+    task = lra.task(name, None, few(name), 0)
+    splits = (task.splits.train, task.splits.valid, task.splits.test)
+    assert [len(part) for part in splits] == [8, 3, 4]
+    assert task.network.shape == (256,)
+    again, other = (lra.task(name, None, few(name), seed) for seed in (0, 1))
+    x = np.stack([task.splits.train[i][0] for i in range(8)])
+    assert (x == np.stack([again.splits.train[i][0] for i in range(8)])).all()
+    assert (x != np.stack([other.splits.train[i][0] for i in range(8)])).any()
+
+
+@pytest.mark.parametrize("name, shape", [("mnist", (1, 8, 8)), ("permuted", (1, 64))])
+def test_digits(name, shape):
+    task = mnist.task(name, None, few(name), 0)
+    assert _task.example_shape(task.splits.train) == shape
+    assert task.network == Network(shape[1:], 10, 1)
+
+
+def test_the_permuted_digits_are_the_digits():
+    plain, permuted = (
+        mnist.task(name, None, few("mnist"), 0).splits.test for name in ("mnist", "permuted")
+    )
+    x, z = plain[1][0].ravel(), permuted[1][0].ravel()
+    assert (x != z).any()
+    order = np.random.RandomState(92916).permutation(64)
+    # Which four of the 450 are drawn is the same for both.
+    assert [x[i] for i in order] == z.tolist()
+
+
+def test_pairs_of_papers(tmp_path):
+    """LRA's files are taken before a stand-in, and have two inputs."""
+    for part in ("train", "eval", "test"):
+        rows = [f"{i % 2}\ta{i}\tb{i}\t{'abc' * (i + 1)}\tcb\n" for i in range(12)]
+        (tmp_path / f"new_aan_pairs.{part}.tsv").write_text("".join(rows))
+    task = lra.task("retrieval", tmp_path, few("retrieval", side=10), 0)
+    (a, b), y = task.splits.train[1]
+    assert a.shape == b.shape == (10,) and y in (0, 1)
+    # Three letters, and what stands for padding, the unknown and the end.
+    assert task.network == Network((10,), 2, None, 6, 32, towers=True)
+    full = lra.task("retrieval", tmp_path, None, 0)
+    assert full.network.shape == (4000,) and full.network.embedding == 256
+
+
+def test_series(tmp_path):
+    """Of any length and number of classes; on a laptop they are means over windows."""
+    series = np.random.default_rng(0).normal(size=(30, 24))
+    for part in ("TRAIN", "TEST"):
+        (tmp_path / "Toy").mkdir(exist_ok=True)
+        rows = ["\t".join(map(str, [i % 3, *x])) + "\n" for i, x in enumerate(series)]
+        (tmp_path / "Toy" / f"Toy_{part}.tsv").write_text("".join(rows))
+    assert ucr.task("Toy", tmp_path, None, 0).network == Network((24,), 3, 1)
+    laptop = dataclasses.replace(_hyperparameters.LAPTOP["ucr"], side=6, sizes=(30, 30, 30))
+    task = ucr.task("Toy", tmp_path, laptop, 0)
+    assert task.network == Network((6,), 3, 1)
+    x = np.stack([task.splits.test[i][0] for i in range(30)])
+    np.testing.assert_allclose(x[:, 0], series.reshape(30, 6, 4).mean(2), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, channels, targets, side", [("darcy", 3, 1, 29), ("cosmic", 1, 2, 32)]
+)
+def test_dense_tasks(name, channels, targets, side, quick):
+    """Outputs at every point, and losses of them that can be learned by."""
+    task = nasbench360.task(name, None, few(name), 0)
+    x, y = task.splits.train[0]
+    assert x.shape == (channels, side, side) and y.shape == (targets, side, side)
+    built = small(task.network, "")
+    batch = tuple(np.stack(arrays) for arrays in zip(*(task.splits.train[i] for i in range(4))))
+    loss, slope = eqx.filter_jit(eqx.filter_value_and_grad(task.loss))(built.model, batch, None)
+    assert 0 < float(loss) < 10
+    norms = [float(jnp.abs(g).max()) for g in jax.tree.leaves(eqx.filter(slope, eqx.is_array))]
+    assert np.isfinite(norms).all() and max(norms) > 0
+
+
+def test_coarser():
+    x = np.arange(2 * 16, dtype=np.float32).reshape(2, 1, 4, 4)
+    part = Arrays(x, np.zeros(2, np.int32))
+    new = _task.coarser(Splits(part, part, part), 2).train
+    want = np.array([[2.5, 4.5], [10.5, 12.5]], np.float32)  # (0 + 1 + 4 + 5) / 4 and so on
+    np.testing.assert_array_equal(new[0][0][0], want)
+    flat = _task.coarser(Splits(part, part, part), 2, sequential=True).train
+    np.testing.assert_array_equal(flat[0][0][0], np.ravel(want))
+
+
+def test_held_examples_are_drawn():
+    source = Arrays(np.arange(50.0), np.arange(50))
+    drawn = _task.held(source, 20, seed=3)
+    assert len(set(drawn.y.tolist())) == 20 and (np.diff(drawn.y) > 0).all()
+    assert max(drawn.y) > 25  # not the first ones
+    assert (drawn.x == drawn.y).all()
+    assert len(_task.held(source, 80)) == 50
+
+
+def test_darcy_is_encoded():
+    """By mean and deviation of the examples to train on, and decodes to what was solved."""
+    spec = generate_darcy.Spec(size=13, low=10.0)
+    raw = generate_darcy.splits(0, (6, 2, 2), spec, every=3)
+    splits, by = nasbench360.encoded(raw)
+    x, y = (np.stack(arrays) for arrays in zip(*(splits.train[i] for i in range(6))))
+    assert x.shape == (6, 3, 5, 5) and x.dtype == y.dtype == np.float32
+    for encoded, plain in ((x[:, :1], 0), (y, 1)):
+        fields = np.stack([raw.train[i][plain] for i in range(6)]).astype(np.float64)
+        by_hand = (fields - fields.mean(0)) / (fields.std(0, ddof=1) + 1e-5)
+        np.testing.assert_allclose(encoded, by_hand, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(by.decode(splits.test[1][1]), raw.test[1][1], atol=1e-5)
+    # Columns run along the last axis, as in the loader of the files.
+    np.testing.assert_allclose(x[3, 1, 4], np.linspace(0, 1, 5), atol=1e-7)
+    np.testing.assert_allclose(x[3, 2, :, 4], np.linspace(0, 1, 5), atol=1e-7)
+
+
+#
+# Losses and metrics.
+#
+
+
+def test_accuracy(getkey):
+    outputs = np.array([[2.0, 1.0, 0.0], [0.0, 0.0, 5.0], [1.0, 2.0, 3.0]], np.float32)
+    y = np.array([0, 2, 1], np.int32)
+    found = _task.accuracy(outputs, y)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    exact = -np.mean([np.log(np.exp(o[i]) / np.exp(o).sum()) for o, i in zip(outputs, y)])
+    assert found["loss"] == pytest.approx(exact, rel=1e-5)
+    loss = _task.cross_entropy(jnp.asarray(outputs), jnp.asarray(y))
+    assert float(loss) == pytest.approx(exact, rel=1e-5)
+
+
+def test_relative_error():
+    """The scale is that of the field, not of what the network is trained on."""
+    rng = np.random.default_rng(0)
+    y, p = rng.normal(size=(2, 3, 1, 4, 5)).astype(np.float32)
+    decode = lambda a: 2.0 * a + 7.0
+    error = _task.RelativeError(decode)
+    by_hand = np.mean(
+        [np.linalg.norm(2 * (a - b)) / np.linalg.norm(2 * b + 7) for a, b in zip(p, y)]
+    )
+    assert error.measure(p, y)["relative l2"] == pytest.approx(by_hand, rel=1e-5)
+    assert float(error(jnp.asarray(p), jnp.asarray(y))) == pytest.approx(by_hand, rel=1e-5)
+    slope = jax.grad(lambda p: error(p, jnp.asarray(y)))(jnp.asarray(y))
+    assert np.isfinite(slope).all()  # of a perfect prediction
+
+
+def test_ignored_pixels_do_not_count():
+    rng = np.random.default_rng(1)
+    outputs = rng.normal(size=(3, 1, 6, 6)).astype(np.float32)
+    y = (rng.random((3, 2, 6, 6)) < 0.3).astype(np.float32)
+    other = np.where(y[:, 1:] == 1, 100.0, outputs).astype(np.float32)
+    losses = [_task.pixels(jnp.asarray(o), jnp.asarray(y)) for o in (outputs, other)]
+    assert float(losses[0]) == float(losses[1])
+    assert _task.rays(outputs, y) == _task.rays(other, y)
+    kept = y[:, 1] == 0
+    p = 1 / (1 + np.exp(-outputs[:, 0][kept].astype(float)))
+    t = y[:, 0][kept]
+    by_hand = -np.mean(t * np.log(p) + (1 - t) * np.log(1 - p))
+    assert float(losses[0]) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_rays():
+    rng = np.random.default_rng(2)
+    # Rounded, so that there are ties.
+    outputs = rng.normal(size=(4, 1, 5, 5)).round(1).astype(np.float32)
+    y = (rng.random((4, 2, 5, 5)) < 0.4).astype(np.float32)
+    found = _task.rays(outputs, y)
+    kept = y[:, 1] == 0
+    scores, truth = outputs[:, 0][kept], y[:, 0][kept]
+    assert found["1 - auroc"] == pytest.approx(1 - roc_auc_score(truth, scores))
+    binary = (scores > 0).astype(float)
+    assert found["fnr"] == pytest.approx(np.mean(binary[truth == 1] == 0))
+    assert found["(fpr + fnr) / 2"] == pytest.approx(1 - roc_auc_score(truth, binary))
+    none = _task.rays(outputs, 0 * y)
+    assert np.isnan(list(none.values())).all()
+
+
+#
+# Networks.
+#
+
+
+def small(network: Network, learn: str = "KRWD") -> _network.Built:
+    return _network.build(
+        network,
+        nn.Base(1, 4),
+        learn,
+        sigma=0.4,
+        temperatures=(25.0, 25.0, 8.0),
+        omega_0=20.0,
+        dropout=0.0,
+        key=jr.key(0),
+    )
+
+
+TOWERS = Network((12,), 2, None, 9, 5, towers=True)
+
+
+def test_two_towers(getkey, quick):
+    """One encoder for both, and an MLP of the four. A learner finds the masks inside, and what
+    is deployed is the same network, and small.
+    """
+    built = small(TOWERS, "WD")
+    x = tuple(jr.randint(getkey(), (3, 12), 0, 9) for _ in range(2))
+    full = dn.materialize(built.model, built.axes, built.masks, {})
+    outputs = eqx.filter_jit(_network.apply)(full, x)
+    encode = eqx.filter_jit(lambda net, x: jax.vmap(net, axis_name="batch")(x))
+    a, b = np.split(np.asarray(encode(full.encoder, jnp.concatenate(x))), 2)
+    joined = np.concatenate([a, b, a * b, a - b], 1)
+    first, last = full.first, full.last
+    hidden = jax.nn.gelu(joined @ first.weight.T + first.bias[None])
+    np.testing.assert_allclose(outputs, hidden @ last.weight.T + last.bias[None], atol=1e-5)
+
+    assert set(built.masks) == set(small(dataclasses.replace(TOWERS, towers=False), "WD").masks)
+    learner = dn.Learner(lambda *_: jnp.zeros(()), dn.adamw(0.01, steps=9), built.axes)
+    learner.init(built.model, built.masks)  # raises if a mask enters nowhere
+    net = _network.deploy(built, built.model, built.masks, {})
+    close = eqx.filter_jit(_network.apply)(net, x)
+    np.testing.assert_allclose(close, outputs, atol=2e-5, rtol=1e-4)
+    assert dn.parameters(net) < dn.parameters(built.model)
+
+
+#
+# The folder.
+#
+
+
+def trace(active: list[list[int]]) -> dn.Trace:
+    return dn.Trace.of(("a", "b"), np.array(active))
+
+
+def test_traces_are_joined_and_cut():
+    rows = [[3, 1], [3, 1], [2, 1], [2, 1], [2, 2], [2, 2], [1, 2]]
+    for at in range(1, len(rows)):
+        both = _folder.joined(trace(rows[:at]), trace(rows[at:]))
+        whole = trace(rows)
+        assert both.length == whole.length == 7
+        np.testing.assert_array_equal(both.steps, whole.steps)
+        np.testing.assert_array_equal(both.active, whole.active)
+        first = _folder.cut(whole, at)
+        assert first is not None
+        np.testing.assert_array_equal(first.every_step(), rows[:at])
+    assert _folder.cut(trace(rows), 0) is None
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    _folder.write_text(path, "old")
+    with pytest.raises(RuntimeError), _folder.atomic(path) as file:
+        file.write(b"ne")
+        raise RuntimeError
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+
+def test_saved_trees(tmp_path):
+    tree = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2), jnp.int32)}
+    path = tmp_path / "tree.eqx"
+    _folder.save(path, {"step": 3}, tree)
+    header, loaded = _folder.load(path, lambda header: jax.tree.map(jnp.zeros_like, tree))
+    assert header == {"step": 3} and eqx.tree_equal(loaded, tree)
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="tree.eqx is damaged, or of another network"):
+        _folder.load(path, lambda header: tree)
+    path.write_bytes(b"\x93\x00\n")
+    with pytest.raises(ValueError, match="tree.eqx does not begin with a line of JSON"):
+        _folder.load(path, lambda header: tree)
+
+
+def test_lines_that_were_cut_off(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert _folder.read_lines(path) == []
+    _folder.append(path, {"step": 1})
+    _folder.append(path, {"step": 2})
+    path.write_text(path.read_text()[:-3])
+    assert _folder.read_lines(path) == [{"step": 1}]
+
+
+#
+# Policies.
+#
+
+
+def observation(active, plan, seconds: float) -> dn.Observation:
+    masks = {"a": dn.Sigmoid(64, size=40.0)}
+    grid = dn.Grid(masks, {"a": (8, 16, 32, 64)})
+    timing = dn.Timing(lambda sizes: float(sizes[0]), seconds, seconds, 7 * seconds)
+    active = np.array(active)
+    plan = None if plan is None else np.array(plan)
+    return dn.Observation(5, active, active, np.zeros(1), plan, grid, timing)
+
+
+def test_supposed_times():
+    """What was measured plays no part: it gives up a plan when 3 steps of 64 - 16 wasted more
+    than 100.
+    """
+    policy = _policies.Supposed(100.0)
+    for seconds in (0.0, 1e-3, 1e3):
+        state, plans = policy.init(), []
+        state, plan = policy(state, observation([60], None, seconds))
+        for step in range(6, 11):
+            now = dataclasses.replace(observation([12], plan, seconds), step=step)
+            state, plan = policy(state, now)
+            plans.append(int(plan[0]))
+        assert plans == [64, 64, 16, 16, 16]
+
+
+def test_onward():
+    policy = _policies.Onward((32,), dn.EveryStep())
+    assert policy(policy.init(), observation([5], None, 1.0))[1] == 32
+    assert policy(policy.init(), observation([33], None, 1.0))[1] == 64
+    assert policy(policy.init(), observation([5], [32], 1.0))[1] == 8
+
+
+#
+# Runs.
+#
+
+
+def toy() -> tuple[Task, _settings.Settings]:
+    """Which of three frequencies a noisy series has."""
+    rng = np.random.default_rng(0)
+    y = np.arange(72, dtype=np.int32) % 3
+    t = np.arange(16)[None]
+    x = np.cos(2 * np.pi * (1 + y[:, None]) * t / 16 + rng.normal(size=(72, 1)))
+    x = (x + 0.1 * rng.normal(size=x.shape))[:, None].astype(np.float32)
+    train, valid, test = (Arrays(x[i:j], y[i:j]) for i, j in ((0, 48), (48, 60), (60, 72)))
+    network = Network((16,), 3, 1)
+    task = Task("toy", Splits(train, valid, test), network, _task.cross_entropy, _task.accuracy)
+    options = Options(overrides=Overrides(steps=8, batch_size=8, learning_rate=0.1), base="1x4")
+    settings = _settings.resolve("ucr", options, 48, 16)
+    # So that there are a few plans in so few steps.
+    few = {"variant": "kw", "log": 2, "segment": 4, "compile_steps": 2.0, "headroom": 0.0}
+    settings = dataclasses.replace(settings, **few)
+    return task, settings
+
+
+def assert_same(one: _train.Run, other: _train.Run) -> None:
+    a, b = one.trajectory.trace, other.trajectory.trace
+    assert a is not None and b is not None and a.length == b.length == 8
+    np.testing.assert_array_equal(a.every_step(), b.every_step())
+    np.testing.assert_array_equal(one.trajectory.steps, other.trajectory.steps)
+    assert one.trajectory.masks.keys() == other.trajectory.masks.keys()
+    for name, values in one.trajectory.masks.items():
+        np.testing.assert_array_equal(values, other.trajectory.masks[name])
+    assert eqx.tree_equal(one.deployed, other.deployed)
+    assert (one.plan, one.valid, one.test) == (other.plan, other.valid, other.test)
+    losses = [[row.get("loss") for row in run.rows] for run in (one, other)]
+    assert losses[0] == losses[1]
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
+    """Bit for bit, although it was broken off after a checkpoint, and steps were lost."""
+    task, settings = toy()
+    run = _train.train(task, settings, tmp_path / "one")
+    moved = run.trajectory.masks["blocks.0.in.offset"]
+    assert len(np.unique(moved)) > 3
+    # More than one plan, and none of them compiled for anew after the checkpoint.
+    assert len(run.compilations) > 1
+    assert all(c["changes"] for c in run.compilations[1:])
+
+    def interrupt(step):
+        if step == 6:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        _train.train(task, settings, tmp_path / "two", watch=interrupt)
+    assert _folder.read_lines(tmp_path / "two" / "metrics.jsonl")[-1]["step"] == 6
+    seen: list[int] = []
+    again = _train.train(task, settings, tmp_path / "two", watch=seen.append)
+    assert seen == [6, 8]
+    assert_same(run, again)
+
+    # What is there is complete: a run that is done is not done again.
+    folder = tmp_path / "two"
+    seen.clear()
+    assert_same(run, _train.train(task, settings, folder, watch=seen.append))
+    assert not seen
+    saved = _folder.Trajectory.load(folder / "trajectory.npz")
+    assert saved.steps.tolist() == [0, 2, 4, 6, 8]
+    stacked = saved.stacked(run.masks)
+    assert eqx.tree_equal(jax.tree.map(lambda x: x[-1], stacked), dict(run.masks))
+    assert eqx.tree_equal(_train.load_deployed(folder / "deployed.eqx"), run.deployed)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["learning_rate"] == 0.1 and config["network"]["out_channels"] == 3
+    assert run.error < 1e-4
+
+    from recipes import _report
+
+    text = _report.write(folder, run)
+    assert "# toy: KW, CCNN 1 x 4" in text
+    pictures = ("learning", "compilations", "sizes", "trajectory", "masks", "complexity")
+    for name in pictures:
+        assert (folder / f"{name}.png").is_file()
+        assert f"({name}.png)" in (folder / "report.md").read_text()
+
+    other = dataclasses.replace(settings, seed=1)
+    with pytest.raises(ValueError, match=r"run of other settings \(seed: 0, not 1\)"):
+        _train.train(task, other, folder)
+
+
+@pytest.mark.filterwarnings("ignore:The backend")
+def test_the_base_network_and_measured_times(tmp_path, quick):
+    """Nothing to learn of the architecture, and the other policy: both run to the end."""
+    task, settings = toy()
+    base = dataclasses.replace(settings, variant="base", policy="break-even")
+    run = _train.train(task, base, tmp_path)
+    assert not run.masks and run.trajectory.trace is not None
+    assert run.trajectory.trace.length == 8 and len(run.compilations) == 1
+
+    from recipes import _report
+
+    assert "CCNN 1 x 4" in _report.write(tmp_path, run)
+    assert not (tmp_path / "sizes.png").exists()
+
+
+def test_command_lines():
+    """They parse, and name the data that are missing."""
+    root = Path(__file__).parent.parent
+    code = """
+import tyro
+from recipes import cifar, lra, mnist, nasbench360, ucr
+seen = []
+for module in (cifar, lra, mnist, nasbench360, ucr):
+    module._main.run = lambda *args: seen.append(args)
+tyro.cli(lra.main, args="listops --variant krwd --base 4x140 --preset paper --seed 3".split())
+tyro.cli(cifar.main, args="cifar100 --augment --learning-rate 0.5".split())
+tyro.cli(mnist.main, args="sequential --policy break-even".split())
+tyro.cli(nasbench360.main, args="darcy --data somewhere --steps 9".split())
+tyro.cli(ucr.main, args="FordA --out there".split())
+(lra_, cifar_, mnist_, nas, ucr_) = seen
+assert lra_[0] == "listops" and lra_[3].base == "4x140" and lra_[3].seed == 3
+assert cifar_[0] == "cifar100" and cifar_[3].overrides.learning_rate == 0.5
+assert mnist_[0] == "sequential" and mnist_[3].policy == "break-even"
+assert str(nas[3].data) == "somewhere" and nas[3].overrides.steps == 9
+assert ucr_[:2] == ("FordA", "ucr") and str(ucr_[3].out) == "there"
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
