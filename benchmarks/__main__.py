@@ -1,7 +1,8 @@
-"""python -m benchmarks NAME [--json FILE]"""
+"""python -m benchmarks NAME [--json FILE] [what else the benchmark takes]"""
 
 import argparse
 import importlib
+import inspect
 from pathlib import Path
 
 
@@ -14,8 +15,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("name", choices=_NAMES)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
-    args = parser.parse_args()
-    importlib.import_module(f"benchmarks.{args.name}").run(args.json)
+    args, rest = parser.parse_known_args()
+    run = importlib.import_module(f"benchmarks.{args.name}").run
+    if "arguments" in inspect.signature(run).parameters:
+        run(args.json, arguments=rest)
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    else:
+        run(args.json)
 
 
 if __name__ == "__main__":

@@ -32,17 +32,17 @@ def _text(run: Run) -> str:
     parts = [
         f"# {run.task.name}: {letters}, CCNN {settings.depth} x {settings.width}",
         f"Preset {settings.preset}, seed {settings.seed}. Data: {run.task.about}.",
-        _table(results),
+        table(results),
         f"Complexity over that of the base network: {relative:.3f}. Parameters of the deployed "
         f"network: {dn.parameters(run.deployed):,}, of the one that trained: "
         f"{dn.parameters(run.built.model):,}. Their outputs differ by {run.error:.1e} of the "
         "largest.",
         f"{settings.steps:,} steps in {seconds:.0f} s, {compiling:.0f} s of them spent waiting "
         f"for {len(run.compilations)} compilations.",
-        _table(_architecture(run)) if run.masks else "",
+        table(architecture(run)) if run.masks else "",
         "Networks are the last ones, not the best by validation.",
         "## Settings",
-        _table([("setting", "value"), *((k, str(v)) for k, v in _settings(run))]),
+        table([("setting", "value"), *((k, str(v)) for k, v in _settings(run))]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -55,7 +55,7 @@ def _sizes(run: Run) -> dn.Sizes:
     return dn.sizes(run.masks)
 
 
-def _architecture(run: Run) -> list[tuple[str, ...]]:
+def architecture(run: Run) -> list[tuple[str, ...]]:
     """As Tables 6 to 8 of the paper: a row a block that is left. What is not learned is at its
     full size.
     """
@@ -85,6 +85,7 @@ def _architecture(run: Run) -> list[tuple[str, ...]]:
     ]
 
 
-def _table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: list[tuple[str, ...]]) -> str:
+    """In Markdown, the first row its head."""
     header, *body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([header, f"|{' --- |' * len(rows[0])}", *body])
