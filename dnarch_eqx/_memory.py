@@ -9,8 +9,9 @@ _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 def keep_memory() -> bool:
     """Has the C library keep the memory that a step frees, instead of having it given back to
     the system and mapped anew, page by page, at the next. On CPUs that can take a third of a
-    step's time. To be called once, early: it holds for the whole process, which then keeps
-    what it needed at most.
+    step's time. To be called once, before anything is computed: it holds for the whole process,
+    which then keeps what it needed at most, and threads that were at work before go on as
+    they did.
 
     Returns whether it could be set: on Linux with glibc. Elsewhere nothing happens.
     """

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+import dnarch_eqx as dn
 from recipes import _settings
 from recipes._hyperparameters import LAPTOP, Laptop
 from recipes._settings import Options as Options, Overrides as Overrides
@@ -30,6 +31,7 @@ def run(
     - `make`: `(name, data, laptop, seed)` to the task. Where it finds no data, what it says is
         all that is printed.
     """
+    dn.keep_memory()
     try:
         task = make(name, options.data, LAPTOP[row] if options.laptop else None, options.seed)
     except FileNotFoundError as error:
