@@ -11,7 +11,7 @@ import scipy.io
 from recipes.data import _source, batches, cosmic, darcy, ucr
 
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def examples(split) -> list:

@@ -8,7 +8,7 @@ from recipes.data import generate_cosmic as cosmic
 from recipes.data.generate_cosmic import HUBBLE, Ray, Spec
 
 
-CATALOGUE = Path("/work/shared/data/cosmic_bits.npz")
+CATALOGUE = Path(__file__).parents[2] / "shared" / "data" / "cosmic_bits.npz"
 
 
 def frames(n: int) -> list[cosmic.Frame]:

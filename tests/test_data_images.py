@@ -15,7 +15,7 @@ from PIL import Image
 from recipes.data import _source, batches, cifar, mnist, pathfinder
 
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 COUNTS = (50, 12)  # to train and to test, instead of 50,000 and 10,000
 
 

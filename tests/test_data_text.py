@@ -12,7 +12,7 @@ import pytest
 from recipes.data import _text, aan, batches, imdb, listops
 
 
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 def examples(split) -> list:
