@@ -41,8 +41,14 @@ _EXACT = {
     "*.resolution*": dn.smooth(ratio=1),
     "*": dn.every(),
 }
-# As fine as they can be: the policy sees to it that there are few compilations.
-_FINE = {**_EXACT, "depth": dn.every(), "*": dn.multiples(4)}
+# As fine as they can be: the policy sees to it that there are few compilations. The first
+# pattern that fits an axis counts.
+_FINE = {
+    "*.kernel*": dn.odd(ratio=1),
+    "*.resolution*": dn.smooth(ratio=1),
+    "depth": dn.every(),
+    "*": dn.multiples(4),
+}
 
 
 @dataclasses.dataclass(frozen=True)
