@@ -4,11 +4,17 @@ target complexity, on the recipes' laptop presets.
     python -m benchmarks paper --data FOLDER --seeds 0 1 2 --minutes 60
 
 Runs that are done are not run again, and one that was interrupted goes on: `--minutes` starts
-no other after so many. It prints, and writes to `--out`, a table of test metrics with the mean
-and the standard deviation over seeds, the complexity over that of the base in parentheses,
-how long training took over what the base took, compilations included; and the architectures
-found with the first seed. `FOLDER` has a folder for every data set that cannot be generated:
-`imdb`, `cifar`, `ucr` and `mnist`, with the official files.
+no other after so many. It prints, and writes to `--out`:
+
+- test metrics, the mean and the standard deviation over seeds, with the complexity over that of
+  the base in parentheses: at the end and, after "mean", over the whole training; how long
+  training took over what the base took, compilations included;
+- the same beside other networks, trained in the same loop, and of KRWD started from half and
+  from double the sizes, with the operations of an evaluation that XLA counts;
+- the architectures found with the first seed.
+
+`FOLDER` has a folder for every data set that cannot be generated: `imdb`, `cifar`, `ucr`,
+`mnist` and `membranes`, with the official files.
 """
 
 import dataclasses
@@ -21,34 +27,53 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
+import numpy as np
 import tyro
 
 import dnarch_eqx as dn
 from benchmarks._common import finish, Row
-from recipes import _folder, _report, _settings, cifar, lra, mnist, nasbench360, ucr
+from recipes import (
+    _folder,
+    _report,
+    _settings,
+    cifar,
+    lra,
+    membranes,
+    mnist,
+    nasbench360,
+    ucr,
+)
 from recipes._hyperparameters import LAPTOP
 from recipes._train import Run, train
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A task: its recipe, its row in the tables, and the folder of its data."""
+    """A task: its recipe, its row in the tables, the folder of its data, and what is trained
+    beside the variants.
+    """
 
     make: Callable[..., Any]
     row: str
     folder: str | None = None
+    others: tuple[str, ...] = ()
 
 
 KINDS = {
     "listops": Kind(lra.task, "listops"),
     "text": Kind(lra.task, "text", "imdb"),
-    "sequential": Kind(mnist.task, "sequential", "mnist"),
+    "sequential": Kind(mnist.task, "sequential", "mnist", ("s4d", "half", "double")),
     "FordA": Kind(ucr.task, "ucr", "ucr"),
-    "cifar10": Kind(cifar.task, "cifar10", "cifar"),
-    "darcy": Kind(nasbench360.task, "darcy"),
+    "cifar10": Kind(cifar.task, "cifar10", "cifar", ("half", "double")),
+    "darcy": Kind(nasbench360.task, "darcy", None, ("fno",)),
     "cosmic": Kind(nasbench360.task, "cosmic"),
+    "membranes": Kind(membranes.task, "membranes", "membranes"),
 }
 VARIANTS = ("base", "k", "kr", "krwd")
+# KRWD from wrong sizes.
+STARTS = {"half": 0.5, "double": 2.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,25 +95,30 @@ def run(path: Path | None, arguments: list[str]) -> None:
         raise SystemExit(f"`tasks` must be among {list(KINDS)}, got {unknown}.")
     tasks = [t for t in choice.tasks if choice.data is not None or KINDS[t].folder is None]
     until = math.inf if choice.minutes is None else time.monotonic() + 60 * choice.minutes
-    dn.keep_memory()
     # Seeds outermost: whenever it stops, all have run about as often.
-    for seed, task, variant in it.product(choice.seeds, tasks, VARIANTS):
-        folder = _where(choice, task, variant, seed)
-        if time.monotonic() < until and not (folder / "result.json").is_file():
-            _one(choice, task, variant, seed, folder)
+    for seed, task in it.product(choice.seeds, tasks):
+        for variant in _variants(task):
+            folder = _where(choice, task, variant, seed)
+            if time.monotonic() < until and not (folder / "result.json").is_file():
+                _one(choice, task, variant, seed, folder)
     results = {
         (task, variant): found
         for task in tasks
-        for variant in VARIANTS
+        for variant in _variants(task)
         if (found := _found(choice, task, variant))
     }
     if not results:
         print("No run is done yet.")
         return
-    text = f"{_metrics(tasks, results)}\n\n{_architectures(tasks, results)}"
+    parts = (_metrics(tasks, results), _others(tasks, results), _architectures(tasks, results))
+    text = "\n\n".join(part for part in parts if part)
     _folder.write_text(choice.out / "tables.md", text + "\n")
     print(text, end="\n\n")
     finish(_rows(tasks, results), path)
+
+
+def _variants(task: str) -> tuple[str, ...]:
+    return (*VARIANTS, *KINDS[task].others)
 
 
 def _where(choice: Choice, task: str, variant: str, seed: int) -> Path:
@@ -102,7 +132,9 @@ def _one(choice: Choice, name: str, variant: str, seed: int, folder: Path) -> No
         assert choice.data is not None
         data = choice.data / kind.folder
     task = kind.make(name, data, LAPTOP[kind.row], seed)
-    options = _settings.Options(variant=variant, data=data, seed=seed)  # pyright: ignore[reportArgumentType]
+    start = STARTS.get(variant, 1.0)
+    variant = "krwd" if variant in STARTS else variant
+    options = _settings.Options(variant=variant, start=start, data=data, seed=seed)  # pyright: ignore[reportArgumentType]
     side = max(task.network.shape)
     settings = _settings.resolve(kind.row, options, len(task.splits.train), side)
     done = train(task, settings, folder)
@@ -122,8 +154,20 @@ def _result(run: Run) -> dict[str, Any]:
         "compiling": sum(c["seconds"] - c["hidden"] for c in run.compilations),
         "compilations": len(run.compilations),
         "parameters": dn.parameters(run.deployed),
+        "operations": _operations(run),
         "architecture": _report.architecture(run) if run.masks else [],
     }
+
+
+def _operations(run: Run) -> float:
+    """Of an evaluation, an example."""
+    size = run.settings.batch_size
+    batch = jax.tree.map(
+        lambda *x: np.stack(x), *[run.task.splits.test[i][0] for i in range(size)]
+    )
+    net, rest = eqx.partition(run.deployed, eqx.is_array)
+    call = lambda net, x: run.task(eqx.combine(net, rest), x)
+    return dn.operations(jax.jit(call).lower(net, batch).compile()) / size
 
 
 def _found(choice: Choice, task: str, variant: str) -> list[dict[str, Any]]:
@@ -139,31 +183,62 @@ def _metrics(tasks: list[str], results: dict[tuple[str, str], list[dict[str, Any
             metric = next(iter(done[0][0]["test"]))
             cells = (_cell(results.get((task, v)), metric) for v in VARIANTS)
             rows.append((task, metric, *cells))
-            times = (_times(results, task, v) for v in VARIANTS)
+            times = (_ratio(results, task, v, "seconds") for v in VARIANTS)
             rows.append(("", "time over base's", *times))
     return _report.table(rows)
 
 
-def _cell(found: list[dict[str, Any]] | None, metric: str) -> str:
+def _others(tasks: list[str], results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+    """Networks beside each other: what they reach, and what they cost to deploy."""
+    rows: list[tuple[str, ...]] = [
+        ("task", "network", "metric", "value", "operations over base's", "parameters")
+    ]
+    for task in tasks:
+        shown = ("base", "krwd", *KINDS[task].others)
+        if not KINDS[task].others or any((task, v) not in results for v in shown):
+            continue
+        for variant in shown:
+            found = results[task, variant]
+            metric = next(iter(found[0]["test"]))
+            name = f"KRWD from {variant}" if variant in STARTS else variant.upper()
+            parameters = statistics.mean(result["parameters"] for result in found)
+            rows.append(
+                (
+                    task,
+                    "base" if variant == "base" else name,
+                    metric,
+                    _cell(found, metric, relative=variant in ("base", "krwd", *STARTS)),
+                    _ratio(results, task, variant, "operations"),
+                    f"{parameters:,.0f}",
+                )
+            )
+    return _report.table(rows) if len(rows) > 1 else ""
+
+
+def _cell(found: list[dict[str, Any]] | None, metric: str, *, relative: bool = True) -> str:
     if not found:
         return ""
+    mean = lambda name: statistics.mean(result[name] for result in found)
     values = [result["test"][metric] for result in found]
-    relative = statistics.mean(result["relative"] for result in found)
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.4f}{spread} ({relative:.2f}x)"
+    cell = f"{statistics.mean(values):.4f}"
+    if len(values) > 1:
+        cell += f" ± {statistics.stdev(values):.4f}"
+    if relative:
+        cell += f" ({mean('relative'):.2f}x, mean {mean('mean relative'):.2f}x)"
+    return cell
 
 
-def _times(results: dict, task: str, variant: str) -> str:
-    ratio = _over_base(results, task, variant)
+def _ratio(results: dict, task: str, variant: str, name: str) -> str:
+    ratio = _over_base(results, task, variant, name)
     return "" if ratio is None else f"{ratio:.2f}"
 
 
-def _over_base(results: dict, task: str, variant: str) -> float | None:
-    """The mean of the seconds over the mean of the base's."""
+def _over_base(results: dict, task: str, variant: str, name: str) -> float | None:
+    """A mean over that of the base."""
     if (task, variant) not in results or (task, "base") not in results:
         return None
-    seconds = lambda v: statistics.mean(result["seconds"] for result in results[task, v])
-    return seconds(variant) / seconds("base")
+    mean = lambda v: statistics.mean(result[name] for result in results[task, v])
+    return mean(variant) / mean("base")
 
 
 def _architectures(tasks: list[str], results: dict) -> str:
@@ -178,12 +253,12 @@ def _architectures(tasks: list[str], results: dict) -> str:
 def _rows(tasks: list[str], results: dict) -> list[Row]:
     rows = []
     for task in tasks:
-        for variant in VARIANTS:
+        for variant in _variants(task):
             if found := results.get((task, variant)):
                 metric = next(iter(found[0]["test"]))
                 mean = statistics.mean(result["test"][metric] for result in found)
                 rows.append(Row(f"paper/{task}/{variant}/{metric}", mean, f"n={len(found)}"))
-        ratio = _over_base(results, task, "krwd")
+        ratio = _over_base(results, task, "krwd", "seconds")
         if ratio is not None:
             rows.append(Row(f"paper/{task}/krwd/time", ratio, "x", "<= 1.3"))
     return rows

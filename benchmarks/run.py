@@ -13,7 +13,7 @@ much as hundreds of them. The rows of `sequences` have no prefix.
 - `host/hidden`: how much of the time that compilations took training went on; and the same
   without the first, behind which there is nothing to go on with.
 
-It writes the trajectories, for `python -m benchmarks policy`. It takes a quarter of an hour.
+It writes the trajectories, for `python -m benchmarks policy`. It takes half an hour.
 """
 
 import dataclasses
@@ -80,7 +80,7 @@ class Setting:
 
 
 SETTINGS = {
-    "sequences": Setting(nn.Base(2, 96), (64,), 512, 0.4, 30.0, 0.05),
+    "sequences": Setting(nn.Base(2, 96), (64,), 1024, 0.4, 30.0, 0.05),
     "images": Setting(nn.Base(2, 48), (8, 8), 64, 0.6, 10.0, 0.1),
 }
 

@@ -7,7 +7,7 @@ networks in PyTorch:
 - DNArch as the paper proposes it where shapes may change: weights at the capacities, cropped
   to the masks in every forward pass, eager. Its stream keeps the width of the capacity.
 
-All of them after [`dnarch_eqx.keep_memory`][], which is for PyTorch as much as for JAX.
+Memory is kept (`dn.keep_memory`, as in all benchmarks) for PyTorch as much as for JAX.
 """
 
 import functools as ft
@@ -19,7 +19,6 @@ from pathlib import Path
 
 import jax.random as jr
 
-import dnarch_eqx as dn
 from benchmarks import _hand_written, _networks
 from benchmarks._common import finish, medians, Row
 
@@ -34,7 +33,6 @@ def run(path: Path | None) -> None:
             "This benchmark needs PyTorch, of which the build for CPUs is enough: "
             "pip install torch --index-url https://download.pytorch.org/whl/cpu"
         )
-    dn.keep_memory()
     # PyTorch's threads would spin into the turns of others, and against each other where cores
     # are shared. It is read when PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

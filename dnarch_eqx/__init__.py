@@ -17,6 +17,7 @@ from ._axes import (
 )
 from ._cost import parameter_cost as parameter_cost
 from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
+from ._gaussian import Gaussian as Gaussian
 from ._learner import (
     Aux as Aux,
     Compilation as Compilation,
@@ -25,10 +26,8 @@ from ._learner import (
 )
 from ._masks import (
     AbstractMask as AbstractMask,
-    Gaussian as Gaussian,
     Masks as Masks,
     product as product,
-    Sigmoid as Sigmoid,
 )
 from ._materialize import (
     AbstractFreezable as AbstractFreezable,
@@ -75,6 +74,7 @@ from ._report import (
     report as report,
     table as table,
 )
+from ._sigmoid import Sigmoid as Sigmoid
 from ._sizes import (
     active as active,
     Budget as Budget,

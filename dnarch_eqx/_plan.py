@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from ._custom_types import Cost
-from ._masks import Gaussian, Masks
+from ._gaussian import Gaussian
+from ._masks import Masks
 from ._misc import at_least
 from ._sizes import active, covered
 

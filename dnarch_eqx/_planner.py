@@ -14,11 +14,12 @@ from ._custom_types import Cost
 from ._learner import Aux, Learner, State
 from ._masks import Masks
 from ._misc import at_least
+from ._motion import Motion
 from ._plan import counts, Ladder, Plan
 from ._policy import AbstractPolicy, BreakEven, Observation, Oracle
 from ._report import table
 from ._timing import Grid, host_cost, Timing
-from ._trace import optimum, Outcome, replay, Trace, Velocity
+from ._trace import optimum, Outcome, replay, Trace
 
 
 _Sizes = Int[np.ndarray, " axes"]
@@ -119,11 +120,7 @@ class Planner:
         self._flight: collections.deque[_Flight] = collections.deque()
         self._rejected: list[_Flight] = []
         self._last: weakref.ref[State] | None = None
-        # What was seen: how many steps, when the counts changed, where the masks were last.
-        self._seen = 0
-        self._changes: list[tuple[int, _Sizes]] = []
-        self._reach: np.ndarray | None = None
-        self._velocity = Velocity(len(self._grid.axes))
+        self._motion = Motion(self._grid)
 
     def step(
         self, state: State, batch: PyTree, *, key: PRNGKeyArray | None = None
@@ -163,14 +160,13 @@ class Planner:
         """The active counts of every step that was looked at, to be replayed with other
         policies, buckets and costs.
         """
-        if not self._changes:
-            raise ValueError("No step was looked at yet: `state = planner.finish(state)`.")
-        steps, active = zip(*self._changes)
-        return Trace(self._grid.axes, np.array(steps), np.stack(active), self._seen)
+        return self._motion.trace
 
     def outcome(self) -> Outcome:
         """What the plans of this run cost, by the timing measured."""
-        ran = Oracle(tuple((at, sizes) for at, sizes in self._switches if at < self._seen))
+        ran = Oracle(
+            tuple((at, sizes) for at, sizes in self._switches if at < self._motion.seen)
+        )
         args = (self._masks, self._buckets, self.timing)
         return replay(self.trace, ran, *args, keep=self.learner.keep)
 
@@ -207,8 +203,7 @@ class Planner:
         self._flight.clear()
         self._rejected.clear()
         self._wish = None
-        self._reach = None
-        self._velocity = Velocity(len(self._grid.axes))
+        self._motion.restart()
         self._clock.restart()
 
     def _look(self, ahead: int | None = None) -> None:
@@ -226,14 +221,8 @@ class Planner:
 
     def _see(self, flight: _Flight) -> bool:
         """Whether the step was accepted."""
-        if not np.asarray(flight.aux.covered):
+        if not self._motion.see(flight.aux):
             return False
-        active = np.asarray(flight.aux.active)
-        self._reach = np.asarray(flight.aux.reach)
-        self._velocity.update(self._reach)
-        if not self._changes or (active != self._changes[-1][1]).any():
-            self._changes.append((self._seen, active))
-        self._seen += 1
         if self._compiler.busy:
             self._clock.restart()  # steps are slower meanwhile
         else:
@@ -244,34 +233,30 @@ class Planner:
         """Does steps again that were not accepted, in their order."""
         rejected, self._rejected = self._rejected, []
         for flight in rejected:
-            self._reach = None
+            self._motion.lose()
             self._decide(state, flight.batch, flight.key)
             state, _ = self._run(state, flight.batch, flight.key)
         return state
 
     def _foresee(self, state: State) -> tuple[_Sizes, _Sizes]:
         """The active counts of `state`, and the largest until a compilation could be done."""
-        velocity, capacity = self._velocity, self._grid.capacity
-        held = lambda reach: np.minimum(reach, capacity).astype(int)
-        if self._reach is None or self._sizes is None:
+        if not self._motion.known or self._sizes is None:
             now = counts(state.masks)  # this waits
             active = np.array([now[axis] for axis in self._grid.axes], int)
             roomy = active * (1 + (self._headroom if self._sizes is None else 0.0))
-            return active, held(roomy)
-        bound = lambda: held(self._reach + (len(self._flight) + 1) * velocity.peak)
-        active = bound()
+            return active, np.minimum(roomy, self._grid.capacity).astype(int)
+        active = self._motion.bound(len(self._flight) + 1)
         if self._wish is None and (active > self._sizes).any():
             # Close to a boundary: one step is started ahead, even if it may be rejected.
             self._look(ahead=1)
-            active = bound()
-        # The reach is rounded, the last count is not.
-        active = np.maximum(np.minimum(active, self._sizes), self._changes[-1][1])
+            active = self._motion.bound(len(self._flight) + 1)
+        # What is foreseen is rounded, the last count is not.
+        active = np.maximum(np.minimum(active, self._sizes), self._motion.last())
         if not self._compiler.background:
             return active, active
         step = self.timing.step(self._sizes)
         horizon = 1.25 * self._compiler.seconds / step if step > 0 else 0.0
-        steps = len(self._flight) + 1 + min(horizon, 1e4)
-        ahead = held(self._reach + steps * np.maximum(velocity.mean, 0.0))
+        ahead = self._motion.expected(len(self._flight) + 1 + min(horizon, 1e4))
         return active, np.maximum(active, ahead)
 
     def _decide(self, state: State, batch: PyTree, key) -> None:
@@ -288,10 +273,10 @@ class Planner:
             return
         timing = self._compiler.timing()
         seen = Observation(
-            self._seen + len(self._flight),
+            self._motion.seen + len(self._flight),
             active,
             expected,
-            self._velocity.mean,
+            self._motion.velocity.mean,
             self._sizes,
             self._grid,
             timing,
@@ -354,7 +339,7 @@ class Planner:
         self._look(ahead=0)
         self._wish = None
         self._sizes, self.plan = sizes, self._grid.plan(sizes)
-        self._switches.append((self._seen, tuple(sizes.tolist())))
+        self._switches.append((self._motion.seen, tuple(sizes.tolist())))
 
     def _run(self, state: State, batch: PyTree, key) -> tuple[State, Aux]:
         assert self.plan is not None and self._sizes is not None

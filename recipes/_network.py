@@ -99,12 +99,15 @@ def build(
     temperatures: tuple[float, float, float],
     omega_0: float,
     dropout: float,
+    start: float = 1.0,
     key: PRNGKeyArray,
 ) -> Built:
     """The network at its capacities, its masks, and its budget's cost and target.
 
     - `learn`: of the letters K, R, W, D.
     - `temperatures`: of resolutions, widths and depth.
+    - `start`: what learned sizes start at, over those of the base network; within what is
+        admissible.
     - The others are those of [`dnarch_eqx.nn.dnarch`][].
     """
     ckey, fkey, lkey = jr.split(key, 3)
@@ -128,6 +131,7 @@ def build(
         key=ckey,
         **tokens,
     )
+    masks = {axis: mask if start == 1 else scaled(mask, start) for axis, mask in masks.items()}
     axes, cost, target = nn.axes(ccnn), nn.complexity(ccnn), nn.base_sizes(ccnn, base)
     if not network.towers:
         return Built(ccnn, masks, axes, cost, target)
@@ -138,6 +142,16 @@ def build(
     )
     axes = {f".encoder{path}": lies for path, lies in axes.items()}
     return Built(model, masks, axes, cost, target)
+
+
+def scaled(mask: Any, factor: float) -> Any:
+    """A mask of `factor` times the size, or as near to it as is admissible."""
+    if isinstance(mask, dn.Gaussian):
+        name, new = "sigma", mask.sigma * factor
+    else:
+        name = "offset"
+        new = mask.offset + (factor - 1) * mask.unclipped_size() / mask.unit
+    return eqx.tree_at(lambda m: getattr(m, name), mask, new).project()
 
 
 def deploy(built: Built, model: Any, masks: dn.Masks, plan: Mapping[str, int]) -> Any:

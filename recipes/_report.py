@@ -24,19 +24,21 @@ def write(folder: Path, run: Run) -> str:
 def _text(run: Run) -> str:
     settings = run.settings
     relative = float(run.built.cost(_sizes(run)) / run.built.cost(run.built.target))
-    letters = settings.learn or "base"
+    title = f"{settings.learn or 'base'}, CCNN"
+    over_base = f"Complexity over that of the base network: {relative:.3f}. "
+    if settings.rival:
+        title, over_base = settings.variant.upper(), ""
     results = [("metric", "valid", "test")]
     results += [(k, f"{run.valid[k]:.4g}", f"{run.test[k]:.4g}") for k in run.test]
     seconds = sum(row["seconds"] for row in run.rows if "seconds" in row)
     compiling = sum(c["seconds"] - c["hidden"] for c in run.compilations)
     parts = [
-        f"# {run.task.name}: {letters}, CCNN {settings.depth} x {settings.width}",
+        f"# {run.task.name}: {title} {settings.depth} x {settings.width}",
         f"Preset {settings.preset}, seed {settings.seed}. Data: {run.task.about}.",
         table(results),
-        f"Complexity over that of the base network: {relative:.3f}. Parameters of the deployed "
-        f"network: {dn.parameters(run.deployed):,}, of the one that trained: "
-        f"{dn.parameters(run.built.model):,}. Their outputs differ by {run.error:.1e} of the "
-        "largest.",
+        f"{over_base}Parameters of the deployed network: {dn.parameters(run.deployed):,}, of "
+        f"the one that trained: {dn.parameters(run.built.model):,}. Their outputs differ by "
+        f"{run.error:.1e} of the largest.",
         f"{settings.steps:,} steps in {seconds:.0f} s, {compiling:.0f} s of them spent waiting "
         f"for {len(run.compilations)} compilations.",
         table(architecture(run)) if run.masks else "",

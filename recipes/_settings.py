@@ -27,17 +27,20 @@ class Overrides:
     sigma: float | None = None
     """What the kernels' masks start at: 0.0325 to 0.5 in the paper."""
     budget_weight: float | None = None
-    """λ: what a complexity off its target costs."""
+    """λ: what a complexity off its target costs; nothing unless widths and depth are learned."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What there is to choose for every task."""
 
-    variant: Literal["base", "k", "kr", "krwd"] = "krwd"
-    """What is learned: nothing, with global kernels; kernels; resolutions; widths and depth."""
+    variant: Literal["base", "k", "kr", "krwd", "fno", "s4d"] = "krwd"
+    """What is learned: nothing, with global kernels; kernels; resolutions; widths and depth.
+    Or another network, to compare with: `fno` for fields, `s4d` for sequences."""
     base: str = ""
     """The base network, as DEPTHxWIDTH: by default 4x140, on a laptop 2x24."""
+    start: float = 1.0
+    """What the sizes that are learned start at, over those of the base network."""
     preset: Literal["laptop", "paper"] = "laptop"
     """`paper` has the settings of Tables 4 and 5, `laptop` takes minutes on two cores."""
     data: Path | None = None
@@ -63,6 +66,7 @@ class Settings:
 
     - `task`, `variant`, `preset`, `data`, `seed`, `policy`: as on the command line.
     - `depth`, `width`: of the base network.
+    - `start`: what learned sizes start at, over those of the base network.
     - `steps`, `warmup`, `batch_size`, `learning_rate`, `mask_rate`, `weight_decay`: of the
         training.
     - `dropout`, `omega_0`, `sigma`, `budget_weight`, `temperatures`: of network and budget.
@@ -80,6 +84,7 @@ class Settings:
     policy: str
     depth: int
     width: int
+    start: float
     steps: int
     warmup: int
     batch_size: int
@@ -102,7 +107,12 @@ class Settings:
 
     @property
     def learn(self) -> str:
-        return "" if self.variant == "base" else self.variant.upper()
+        return "" if self.variant == "base" or self.rival else self.variant.upper()
+
+    @property
+    def rival(self) -> bool:
+        """Whether the network is another than a CCNN."""
+        return self.variant in _hyperparameters.RIVALS
 
 
 def parse_base(text: str) -> nn.Base:
@@ -122,10 +132,12 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         cycles a position.
 
     Raises a `ValueError` for a base that is none, a task that no table has, fewer examples
-    than a batch, and overrides out of range.
+    than a batch, and numbers out of range.
     """
     laptop = _hyperparameters.LAPTOP[task] if options.laptop else None
+    rival = _hyperparameters.RIVALS.get(options.variant)
     default = nn.CCNN_4_140 if laptop is None else laptop.base
+    default = default if rival is None else rival.base
     base = parse_base(options.base) if options.base else default
     row, over = _hyperparameters.row(task, base), options.overrides
 
@@ -142,8 +154,15 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         raise ValueError(f"`steps` must be at least 1, got {steps}.")
     asked = over.steps is not None or laptop is not None
     rate = row.learning_rate if laptop is None else laptop.learning_rate
+    decay, dropout = row.weight_decay, row.dropout
+    if rival is not None:
+        rate, decay, dropout = rival.learning_rate, rival.weight_decay, rival.dropout
+    if not options.start > 0:
+        raise ValueError(f"`start` must be positive, got {options.start}.")
     # The paper's λ of 0.1 pulls over tens of thousands of steps, hardly at all over hundreds.
     pull = row.budget_weight if laptop is None else max(row.budget_weight, 1.0)
+    if options.variant != "krwd":
+        pull = 0.0  # of kernels and resolutions the task alone decides (Section 4)
     # Never the whole run: so many epochs of warm-up belong to the paper's number of epochs.
     warmup = steps // 10 if asked else row.warmup * epoch
     return Settings(
@@ -155,13 +174,14 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         policy=options.policy,
         depth=base.depth,
         width=base.width,
+        start=options.start,
         steps=steps,
         warmup=warmup,
         batch_size=batch_size,
         learning_rate=_given(over.learning_rate, rate),
         mask_rate=options.mask_rate,
-        weight_decay=_given(over.weight_decay, row.weight_decay),
-        dropout=_given(over.dropout, row.dropout),
+        weight_decay=_given(over.weight_decay, decay),
+        dropout=_given(over.dropout, dropout),
         omega_0=_given(over.omega_0, row.omega_0 * side / row.side),
         sigma=_given(over.sigma, 0.5 if laptop is None else laptop.sigma),
         budget_weight=_given(over.budget_weight, pull),

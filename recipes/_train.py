@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import dnarch_eqx as dn
 from dnarch_eqx import nn
-from recipes import _folder, _network
+from recipes import _folder, _network, _rivals
 from recipes._folder import Trajectory
 from recipes._network import Built, Network
 from recipes._policies import Onward, Supposed
@@ -152,6 +152,11 @@ def train(
 
 def build(network: Network, settings: Settings) -> Built:
     """The network of a run, its masks and its budget, at the start."""
+    if settings.rival:
+        key = jr.key(settings.seed)
+        return _rivals.build(
+            settings.variant, network, settings.base, dropout=settings.dropout, key=key
+        )
     return _network.build(
         network,
         settings.base,
@@ -160,6 +165,7 @@ def build(network: Network, settings: Settings) -> Built:
         temperatures=settings.temperatures,
         omega_0=settings.omega_0,
         dropout=settings.dropout,
+        start=settings.start,
         key=jr.key(settings.seed),
     )
 

@@ -207,8 +207,8 @@ def test_masks_are_not_waited_for(peak, net, getkey, monkeypatch):
 
     monkeypatch.setattr(_planner, "counts", refuse)
     if peak is not None:
-        monkeypatch.setattr(planner._velocity, "update", lambda _: None)
-        planner._velocity.peak = np.full(2, peak)
+        monkeypatch.setattr(planner._motion.velocity, "update", lambda _: None)
+        planner._motion.velocity.peak = np.full(2, peak)
     for batch in batches(getkey(), 20):
         state, _ = planner.step(state, batch)
         assert peak is None or len(planner._flight) <= 2

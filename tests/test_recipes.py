@@ -89,6 +89,20 @@ def test_the_paper_preset():
     assert settings.temperatures == (50, 25, 8) and settings.learn == "KRWD"
 
 
+def test_only_widths_and_depth_are_under_the_budget():
+    """Section 4: kernels and resolutions are learned by the task's loss alone."""
+    weight = lambda variant, over=None: (
+        _settings.resolve(
+            "listops",
+            Options(variant=variant, preset="paper", overrides=Overrides(budget_weight=over)),
+            96_000,
+            2048,
+        ).budget_weight
+    )
+    assert [weight(v) for v in ("base", "k", "kr", "krwd")] == [0, 0, 0, 5]
+    assert weight("kr", 0.3) == 0.3
+
+
 def test_a_shorter_grid_has_a_smaller_omega():
     """So that a kernel turns as often a position."""
     settings = _settings.resolve("listops", Options(), 4000, 256)
@@ -109,6 +123,33 @@ def test_overrides():
 def test_bases_that_are_none(base):
     with pytest.raises(ValueError, match="`base` must be DEPTHxWIDTH, as 4x140, got "):
         _settings.resolve("text", Options(base=base), 100, 16)
+
+
+@pytest.mark.parametrize("start", [0.5, 0.75, 2.0])
+def test_other_sizes_to_start_at(start):
+    """So many times as large, but for those that would exceed the axis or fall below what is
+    admissible.
+    """
+    network = Network((16,), 3, 1)
+    known = dict(sigma=0.2, temperatures=(25, 25, 8), omega_0=10.0, dropout=0.0)
+    build = lambda start: _network.build(
+        network, nn.Base(4, 12), "KRWD", start=start, key=jr.key(0), **known
+    )
+    base, other = build(1.0), build(start)
+    for axis, mask in other.masks.items():
+        want = start * float(base.masks[axis].unclipped_size())
+        if axis == "depth":
+            want = max(
+                want, 4 * (np.log(19) + np.log(9)) / 8
+            )  # from 0.95 to 0.1 at temperature 8
+        if axis.endswith("resolution"):
+            want = min(want, 16)
+        assert float(mask.unclipped_size()) == pytest.approx(want, rel=1e-4), axis
+    assert eqx.tree_equal(base.model, other.model)
+    # The target stays that of the base.
+    assert other.target == base.target
+    with pytest.raises(ValueError, match="`start` must be positive, got 0.0"):
+        _settings.resolve("ucr", Options(start=0.0), 48, 16)
 
 
 def test_settings_out_of_range():
@@ -567,6 +608,41 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
         _train.train(task, other, folder)
 
 
+def test_two_processes_do_the_same(tmp_path):
+    """The same seed, each in a process of its own: the same files, byte by byte."""
+    code = """
+import sys
+from pathlib import Path
+import test_recipes
+from recipes import _train
+task, settings = test_recipes.toy()
+_train.train(task, settings, Path(sys.argv[1]))
+"""
+    contents = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(folder)],
+            cwd=Path(__file__).parent,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        files = ("checkpoint.eqx", "deployed.eqx", "config.json")
+        saved = _folder.Trajectory.load(folder / "trajectory.npz")
+        metrics = [
+            {k: v for k, v in row.items() if k != "seconds"}
+            for row in _folder.read_lines(folder / "metrics.jsonl")
+        ]
+        trajectory = [
+            saved.trace.active.tobytes(),
+            *(m.tobytes() for m in saved.masks.values()),
+        ]
+        contents.append([*((folder / f).read_bytes() for f in files), metrics, trajectory])
+    assert contents[0] == contents[1]
+
+
 @pytest.mark.filterwarnings("ignore:The backend")
 def test_the_base_network_and_measured_times(tmp_path, quick):
     """Nothing to learn of the architecture, and the other policy: both run to the end."""
@@ -587,21 +663,23 @@ def test_command_lines():
     root = Path(__file__).parent.parent
     code = """
 import tyro
-from recipes import cifar, lra, mnist, nasbench360, ucr
+from recipes import cifar, lra, membranes, mnist, nasbench360, ucr
 seen = []
-for module in (cifar, lra, mnist, nasbench360, ucr):
+for module in (cifar, lra, membranes, mnist, nasbench360, ucr):
     module._main.run = lambda *args: seen.append(args)
 tyro.cli(lra.main, args="listops --variant krwd --base 4x140 --preset paper --seed 3".split())
 tyro.cli(cifar.main, args="cifar100 --augment --learning-rate 0.5".split())
 tyro.cli(mnist.main, args="sequential --policy break-even".split())
 tyro.cli(nasbench360.main, args="darcy --data somewhere --steps 9".split())
 tyro.cli(ucr.main, args="FordA --out there".split())
-(lra_, cifar_, mnist_, nas, ucr_) = seen
+tyro.cli(membranes.main, args="--data slices --variant kr --start 0.5".split())
+(lra_, cifar_, mnist_, nas, ucr_, slices) = seen
 assert lra_[0] == "listops" and lra_[3].base == "4x140" and lra_[3].seed == 3
 assert cifar_[0] == "cifar100" and cifar_[3].overrides.learning_rate == 0.5
 assert mnist_[0] == "sequential" and mnist_[3].policy == "break-even"
 assert str(nas[3].data) == "somewhere" and nas[3].overrides.steps == 9
 assert ucr_[:2] == ("FordA", "ucr") and str(ucr_[3].out) == "there"
+assert str(slices[3].data) == "slices" and slices[3].start == 0.5
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True

@@ -10,10 +10,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._axes import Axes, AxisMap, gated
 from .._custom_types import Cost, Sizes
-from .._masks import AbstractMask, Gaussian, Masks, Sigmoid
+from .._gaussian import Gaussian
+from .._masks import AbstractMask, Masks
 from .._materialize import freeze
 from .._misc import as_float
 from .._plan import buckets as _buckets, every, geometric, Ladder, odd, Plan, smooth
+from .._sigmoid import Sigmoid
 from .._sizes import present
 from ._ccnn import CCNN
 

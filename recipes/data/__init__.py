@@ -15,6 +15,7 @@ and says where to get what is missing. What comes of it is [`Splits`][]; an exam
 | `pathfinder` | Pathfinder and Path-X of LRA | `curv_contour_length_14/{imgs,metadata}` | LRA release, `pathfinder32` to `pathfinder256` |
 | `darcy` | DarcyFlow of NAS-Bench-360 | `piececonst_r421_N1024_smooth1.mat`, `..._smooth2.mat` | <https://pde-xd.s3.amazonaws.com/> |
 | `cosmic` | Cosmic of NAS-Bench-360 | `npy_train/`, `npy_test/` of `deepCR.ACS-WFC.{train,test}.tar` | <https://pde-xd.s3.amazonaws.com/cosmic/> |
+| `membranes` | ISBI 2012, electron micrographs | `train-volume.tif`, `train-labels.tif` | <https://imagej.net/events/isbi-2012-segmentation-challenge> |
 
 The LRA release is <https://storage.googleapis.com/long-range-arena/lra_release.gz>, a gzipped
 tar of 8 GB.

@@ -1,0 +1,98 @@
+"""Whether loading hides behind the steps of the recipes' laptop presets, and how fast it is.
+
+    python -m benchmarks data --data FOLDER
+
+- `data/TASK/step`: a training step of the base network with the next batch, over one with a
+  batch that is there; both many steps in a row, in turn.
+- `data/TASK/examples`: examples a second that the pipeline gives if nothing else runs.
+- `data/TASK/published/examples`: the same of the task at its published size, where the files
+  are there.
+
+`FOLDER` is as for `python -m benchmarks paper`; without it, these are tasks that are generated.
+"""
+
+import dataclasses
+import itertools as it
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+import dnarch_eqx as dn
+from benchmarks._common import finish, medians, Row
+from benchmarks.paper import KINDS
+from recipes import _settings
+from recipes._hyperparameters import LAPTOP
+from recipes._task import Task
+from recipes._train import build
+from recipes.data import batches
+
+
+_STEPS, _REPEATS, _BATCHES = 20, 9, 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What to run."""
+
+    data: Path | None = None
+    """Where data sets lie that cannot be generated."""
+    tasks: tuple[str, ...] = tuple(KINDS)
+
+
+def run(path: Path | None, arguments: list[str]) -> None:
+    choice = tyro.cli(Choice, args=arguments, description=__doc__)
+    rows = []
+    for name in choice.tasks:
+        kind, data = KINDS[name], None
+        if kind.folder is not None:
+            if choice.data is None:
+                continue
+            data = choice.data / kind.folder
+        task = kind.make(name, data, LAPTOP[kind.row], 0)
+        rows += _behind_steps(name, kind.row, task)
+        if data is not None:
+            full = kind.make(name, data, None, 0)
+            rows.append(Row(f"data/{name}/published/examples", _examples(full, 50), "1/s"))
+    finish(rows, path)
+
+
+def _behind_steps(name: str, row: str, task: Task) -> list[Row]:
+    options = _settings.Options(variant="base")
+    settings = _settings.resolve(row, options, len(task.splits.train), max(task.network.shape))
+    built = build(task.network, settings)
+    learner = dn.Learner(task.loss, dn.adamw(0.001, steps=10_000), built.axes)
+    state, plan = learner.init(built.model, built.masks), dn.Plan({})
+    data = _loader(task, settings.batch_size)
+    there = next(data)
+
+    def steps(source: Any):
+        def some() -> Any:
+            new = state
+            for batch in it.islice(source, _STEPS):
+                new, _ = learner.step(new, batch, plan, key=jax.random.key(0))
+            return new
+
+        return some
+
+    seconds = medians({"loaded": steps(data), "there": steps(it.repeat(there))}, _REPEATS)
+    return [
+        Row(f"data/{name}/step", seconds["loaded"] / seconds["there"], "x", "<= 1.05"),
+        Row(f"data/{name}/milliseconds", 1e3 * seconds["there"] / _STEPS, "ms"),
+        Row(f"data/{name}/examples", _examples(task, settings.batch_size), "1/s"),
+    ]
+
+
+def _examples(task: Task, batch_size: int) -> float:
+    data = _loader(task, batch_size)
+
+    def read() -> None:
+        for _ in it.islice(data, _BATCHES):
+            pass
+
+    return _BATCHES * batch_size / medians({"read": read}, 5)["read"]
+
+
+def _loader(task: Task, batch_size: int) -> Any:
+    return batches(task.splits.train, batch_size, seed=0, transform=task.transform)
