@@ -158,9 +158,13 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
     seconds double their headroom, so that a jump over $n$ buckets takes $O(\log n)$
     compilations.
 
+    **Free room.** A plan that has to be compiled gets one bucket more on every axis where the
+    model says that this costs nothing, as on kernels under [`dnarch_eqx.nn.complexity`][].
+
     **Competitive ratio.** *On traces that only shrink it pays at most twice what the best
     sequence of plans, chosen with the whole trace known, pays.* Let $f_t$ be the smallest
-    plan at step $t$, $s$ the seconds of a step, monotone in the plan, $I = \sum_t s(f_t)$
+    plan at step $t$, or any that costs the same, $s$ the seconds of a step, monotone in the
+    plan, $I = \sum_t s(f_t)$
     the time without waste and $C$ the cost of every compilation. Let there be $k$ switches
     after the first plan, the $i$-th plan taken at step $t_i$, so that it is $f_{t_i}$, and
     let $w_i$ be its waste. We switch *before* the step that would bring the waste above $C$,
@@ -194,13 +198,13 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
         plan, timing, now = observation.plan, observation.timing, observation.step
         if plan is None:
             fit = observation.grid.fit(observation.expected)
-            return BreakEvenState(now, ran=math.inf), fit
+            return BreakEvenState(now, ran=math.inf), _free(observation, fit)
         if observation.must_grow:
             again = state.ran < timing.compile
             growths = min(state.growths + 1, 32) if again else 0
             new = _grown(observation, self.headroom * (2**growths - 1))
             # Nor is what others have just grown to given up.
-            new = np.maximum(new, plan) if again else new
+            new = _free(observation, np.maximum(new, plan) if again else new)
             return BreakEvenState(now, 0.0, timing.step(new), growths), new
         step, since = timing.step(plan), max(now - state.step, 1)
         fit = observation.grid.fit(observation.expected)
@@ -210,7 +214,7 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
         fitting = timing.step(fit)
         wasted = state.wasted + since * max(step - fitting, 0.0)
         if fitting < step and wasted > self.patience * timing.switch(fit):
-            return BreakEvenState(now, ran=math.inf), fit
+            return BreakEvenState(now, ran=math.inf), _free(observation, fit)
         return BreakEvenState(now, wasted, state.ran + since * step, state.growths), plan
 
 
@@ -287,6 +291,21 @@ def _grown(observation: Observation, headroom: float) -> Int[np.ndarray, " axes"
     horizons = (2**i for i in range(max(observation.step, 1).bit_length()))
     horizon = min(horizons, key=price) if moving else 0
     return fit(_roomy(ahead(horizon), headroom))
+
+
+def _free(
+    observation: Observation, sizes: Int[np.ndarray, " axes"]
+) -> Int[np.ndarray, " axes"]:
+    """A plan with one bucket more wherever that costs nothing, unless it is compiled."""
+    timing, larger = observation.timing, observation.grid.fit(sizes + 1)
+    if sizes.tobytes() in timing.held:
+        return sizes
+    cost = timing.cost(sizes)
+    for axis in np.flatnonzero(larger > sizes):
+        more = sizes.copy()
+        more[axis] = larger[axis]
+        sizes = more if timing.cost(more) <= cost else sizes
+    return sizes
 
 
 def _roomy(counts: Int[np.ndarray, " axes"], headroom: float) -> Int[np.ndarray, " axes"]:

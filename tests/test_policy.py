@@ -712,6 +712,19 @@ def test_what_grows_is_not_shrunk_in_between(steps, compile):
     assert all(a["x"] < b["x"] for (_, a), (_, b) in it.pairwise(run)), run
 
 
+def test_what_costs_nothing_has_a_bucket_more():
+    """Growth by one bucket is not compiled for, by two it is; the other axis stays tight."""
+    grid = grid_of({"free": (2, 4, 8), "paid": (2, 4, 8)})
+    cost = lambda sizes: float(sizes[1])
+    rows = [(2, 4), (3, 4), (8, 4), (8, 2)]
+    wanted = [(4, 4), (4, 4), (8, 4), (8, 4)]
+    assert decisions(dn.BreakEven(), rows, grid=grid, timing=dn.Timing(cost, 1e3)) == wanted
+    # One that is compiled is taken as it is.
+    held = frozenset({np.array((2, 4)).tobytes()})
+    timing = dn.Timing(cost, 1e3, held=held)
+    assert decisions(dn.BreakEven(), rows, grid=grid, timing=timing)[0] == (2, 4)
+
+
 def test_waste_between_two_looks_counts():
     # 8 seconds a step from the second step on: 200 of them at the 26th.
     rows = [(16, 1, 3), *[(8, 1, 3)] * 99]
