@@ -29,7 +29,8 @@ from recipes._train import build
 from recipes.data import batches
 
 
-_STEPS, _REPEATS, _BATCHES = 20, 9, 50
+# Batches are made ahead, also while none is taken: few beside so many steps.
+_STEPS, _REPEATS, _BATCHES = 100, 5, 50
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
-"""The paper's Tables 1 to 3 and 6 to 8 at the size of a laptop: base, K, KR and KRWD at one
-target complexity, on the recipes' laptop presets.
+"""The paper's Tables 1 to 3 and 6 to 8 at the size of a laptop: base, K, KR and KRWD on the
+recipes' laptop presets. KRWD is held to the complexity of the base; K and KR are not, as in the
+paper.
 
     python -m benchmarks paper --data FOLDER --seeds 0 1 2 --minutes 60
 
@@ -10,8 +11,11 @@ no other after so many. It prints, and writes to `--out`:
   the base in parentheses: at the end and, after "mean", over the whole training; how long
   training took over what the base took, compilations included;
 - the same beside other networks, trained in the same loop, and of KRWD started from half and
-  from double the sizes, with the operations of an evaluation that XLA counts;
-- the architectures found with the first seed.
+  from double the sizes, with the operations of an evaluation that XLA counts (for S4D its
+  impulse responses among them, for CCNNs not: their kernels are rendered once);
+- the architectures found with the first seed that is done.
+
+Ratios are of the seeds that are done for both.
 
 `FOLDER` has a folder for every data set that cannot be generated: `imdb`, `cifar`, `ucr`,
 `mnist` and `membranes`, with the official files.
@@ -146,6 +150,7 @@ def _result(run: Run) -> dict[str, Any]:
     relative = [row["relative"] for row in run.rows if row.get("relative") is not None]
     return {
         "about": run.task.about,
+        "seed": run.settings.seed,
         "steps": run.settings.steps,
         "test": dict(run.test),
         "relative": relative[-1],
@@ -237,8 +242,12 @@ def _over_base(results: dict, task: str, variant: str, name: str) -> float | Non
     """A mean over that of the base."""
     if (task, variant) not in results or (task, "base") not in results:
         return None
-    mean = lambda v: statistics.mean(result[name] for result in results[task, v])
-    return mean(variant) / mean("base")
+    by_seed = lambda v: {result["seed"]: result[name] for result in results[task, v]}
+    one, base = by_seed(variant), by_seed("base")
+    both = one.keys() & base.keys()
+    if not both:
+        return None
+    return sum(one[seed] for seed in both) / sum(base[seed] for seed in both)
 
 
 def _architectures(tasks: list[str], results: dict) -> str:

@@ -326,6 +326,10 @@ class Planner:
         """Starts to compile once enough steps are under way to keep the device busy while this
         thread traces.
         """
+        # The policy may have taken so long that they are done.
+        self._look()
+        if self._rejected:
+            return
         calls = self._in_flight if self._wish is None else self._wish.calls
         if calls > 0 and len(self._flight) < self._in_flight - 1:
             self._wish = _Wish(target, calls - 1)

@@ -158,8 +158,10 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
     seconds double their headroom, so that a jump over $n$ buckets takes $O(\log n)$
     compilations.
 
-    **Free room.** A plan that has to be compiled gets one bucket more on every axis where the
-    model says that this costs nothing, as on kernels under [`dnarch_eqx.nn.complexity`][].
+    **Free room.** A plan that has to be compiled gets one bucket more on every axis where that
+    costs nothing by the model, if not by the clock, as on kernels under
+    [`dnarch_eqx.nn.complexity`][]. One that is compiled already, covers and costs as little is
+    taken instead.
 
     **Competitive ratio.** *On traces that only shrink it pays at most twice what the best
     sequence of plans, chosen with the whole trace known, pays.* Let $f_t$ be the smallest
@@ -170,7 +172,8 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
     let $w_i$ be its waste. We switch *before* the step that would bring the waste above $C$,
     so $w_i \le C$ and our cost is $I + (k + 1) C + \sum_{i=0}^k w_i$. The best sequence
     either compiles in $(t_i, t_{i+1}]$, at $C$, or runs there under a plan taken at or before
-    $t_i$, which covers $f_{t_i}$ and so wastes at each step as much as ours or more: with
+    $t_i$, which covers the counts there, so costs $s(f_{t_i})$ or more and wastes at each step
+    as much as ours or more: with
     the step at which we switched, more than $C$. After $t_k$ it likewise pays at least
     $\min(C, w_k) = w_k$. So it pays at least $I + (k + 1) C + w_k$, the first plan included,
     and twice that is $2 I + 2 (k + 1) C + 2 w_k$, more than our $I + (k + 1) C + k C + w_k$.
@@ -213,7 +216,8 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
             fit = _grown(observation, 0.0)
         fitting = timing.step(fit)
         wasted = state.wasted + since * max(step - fitting, 0.0)
-        if fitting < step and wasted > self.patience * timing.switch(fit):
+        price = timing.compile if _held(observation, fit) is None else 0.0
+        if fitting < step and wasted > self.patience * price:
             return BreakEvenState(now, ran=math.inf), _free(observation, fit)
         return BreakEvenState(now, wasted, state.ran + since * step, state.growths), plan
 
@@ -293,13 +297,27 @@ def _grown(observation: Observation, headroom: float) -> Int[np.ndarray, " axes"
     return fit(_roomy(ahead(horizon), headroom))
 
 
+def _held(
+    observation: Observation, sizes: Int[np.ndarray, " axes"]
+) -> Int[np.ndarray, " axes"] | None:
+    """A compiled plan that covers these sizes and costs no more; by choice these themselves."""
+    timing = observation.timing
+    if sizes.tobytes() in timing.held:
+        return sizes
+    for plan in sorted(timing.held):  # the same one on every process
+        other = np.frombuffer(plan, sizes.dtype)
+        if (other >= sizes).all() and timing.cost(other) <= timing.cost(sizes):
+            return other
+    return None
+
+
 def _free(
     observation: Observation, sizes: Int[np.ndarray, " axes"]
 ) -> Int[np.ndarray, " axes"]:
-    """A plan with one bucket more wherever that costs nothing, unless it is compiled."""
+    """A plan that costs as much and is compiled, or has one bucket more wherever it can."""
+    if (held := _held(observation, sizes)) is not None:
+        return held
     timing, larger = observation.timing, observation.grid.fit(sizes + 1)
-    if sizes.tobytes() in timing.held:
-        return sizes
     cost = timing.cost(sizes)
     for axis in np.flatnonzero(larger > sizes):
         more = sizes.copy()

@@ -40,7 +40,8 @@ def run(
     settings = _settings.resolve(row, options, len(task.splits.train), side)
     out = options.out
     if out is None:
-        parts = (settings.variant, f"{settings.depth}x{settings.width}", settings.preset)
+        parts = [settings.variant, f"{settings.depth}x{settings.width}", settings.preset]
+        parts += [] if settings.start == 1 else [f"from{settings.start:g}"]
         out = Path("out") / "-".join([task.name, *parts, f"seed{settings.seed}"])
     done = train(task, settings, out)
 

@@ -115,6 +115,11 @@ def build(
     if network.vocabulary is not None:
         tokens = {"vocabulary": network.vocabulary, "embedding": network.embedding}
     resolution, width, depth = temperatures
+    if start != 1:
+        # Not afterwards: kernels are made for the masks that they begin with.
+        shortest = min(network.shape)
+        kernel = dn.Gaussian(shortest + 1 - shortest % 2, sigma=sigma)
+        sigma = float(scaled(kernel, start).sigma)
     ccnn, masks = nn.dnarch(
         base,
         learn,
@@ -131,7 +136,11 @@ def build(
         key=ckey,
         **tokens,
     )
-    masks = {axis: mask if start == 1 else scaled(mask, start) for axis, mask in masks.items()}
+    if start != 1:
+        masks = {
+            axis: mask if isinstance(mask, dn.Gaussian) else scaled(mask, start)
+            for axis, mask in masks.items()
+        }
     axes, cost, target = nn.axes(ccnn), nn.complexity(ccnn), nn.base_sizes(ccnn, base)
     if not network.towers:
         return Built(ccnn, masks, axes, cost, target)

@@ -44,7 +44,7 @@ _MODES, _PADDING, _PROJECTION = 12, 9, 128
 class SpectralConv(eqx.Module):
     """A linear map of channels at each of the lowest frequencies; the others are dropped.
 
-    - `weight`: real and imaginary part; of rows of frequencies from 0 up, and from -1 down.
+    - `weight`: real and imaginary part; of rows of frequencies from 0 up, and up to -1.
     """
 
     weight: Float[Array, "parts signs in out rows columns"]
@@ -61,7 +61,8 @@ class SpectralConv(eqx.Module):
         new = jnp.zeros_like(spectrum)
         new = new.at[:, :rows, :columns].set(mapped(spectrum[:, :rows, :columns], up))
         new = new.at[:, -rows:, :columns].set(mapped(spectrum[:, -rows:, :columns], down))
-        return jnp.fft.irfft2(new, s=x.shape[1:])
+        # Not irfft2: what that makes of a column that is not Hermitian differs by the backend.
+        return jnp.fft.irfft(jnp.fft.ifft(new, axis=1), x.shape[2])
 
 
 class FNO(eqx.Module):
@@ -127,7 +128,7 @@ class StateSpace(eqx.Module):
         low, high = np.log(0.001), np.log(0.1)
         self.log_step = jr.uniform(tkey, (width,), minval=low, maxval=high)
         self.log_decay = jnp.full(width * _STATES, np.log(0.5))
-        self.frequency = jnp.tile(np.pi * jnp.arange(_STATES), width)
+        self.frequency = jnp.asarray(np.tile(np.pi * np.arange(_STATES), width), jnp.float32)
         # Complex numbers of variance 1.
         self.readout = jr.normal(rkey, (2 * width * _STATES * 2,)) * np.sqrt(0.5)
         self.skip = jnp.ones(width)
@@ -137,12 +138,11 @@ class StateSpace(eqx.Module):
         width = len(self.skip)
         shape = (width, _STATES)
         step = jnp.exp(self.log_step)[:, None]
-        a = jax.lax.complex(
-            -jnp.exp(self.log_decay.reshape(shape)), self.frequency.reshape(shape)
-        )
+        decay, turn = -jnp.exp(self.log_decay.reshape(shape)), self.frequency.reshape(shape)
+        a, z = jax.lax.complex(decay, turn), jax.lax.complex(step * decay, step * turn)
         c = jax.lax.complex(*jnp.moveaxis(self.readout.reshape(2, *shape, 2), -1, 0))
-        c = c * (jnp.exp(step * a) - 1) / a
-        powers = jnp.exp((step * a)[..., None] * jnp.arange(length))
+        c = c * ((jnp.exp(z) - 1) / a)[None]
+        powers = jnp.exp(z[..., None] * jnp.arange(length).astype(z.dtype)[None, None])
         return 2 * jnp.einsum("dhn,hnl->dhl", c, powers).real
 
     def __call__(self, x: Float[Array, "width length"]) -> Float[Array, "width length"]:

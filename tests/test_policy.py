@@ -594,9 +594,9 @@ def test_break_even_shrinks_all_axes_at_once():
     # The waste of both axes adds up, and one compilation shrinks both.
     rows = [(16, 3, 3), *[(12, 3, 3)] * 3, *[(12, 1, 3)] * 4]
     timing = dn.Timing(lambda sizes: float(sizes[0] + 2 * sizes[1]), 20.0)
-    # 4 seconds a step, then 8: 4, 8, 12, 20, 28.
-    assert taken(decisions(dn.BreakEven(), rows, timing=timing)) == [(16, 3, 3), (12, 1, 3)]
-    assert decisions(dn.BreakEven(), rows, timing=timing).index((12, 1, 3)) == 5
+    # 4 seconds a step, then 8: 4, 8, 12, 20, 28. The third axis costs nothing.
+    assert taken(decisions(dn.BreakEven(), rows, timing=timing)) == [(16, 3, 5), (12, 1, 5)]
+    assert decisions(dn.BreakEven(), rows, timing=timing).index((12, 1, 5)) == 5
 
 
 #
@@ -719,10 +719,12 @@ def test_what_costs_nothing_has_a_bucket_more():
     rows = [(2, 4), (3, 4), (8, 4), (8, 2)]
     wanted = [(4, 4), (4, 4), (8, 4), (8, 4)]
     assert decisions(dn.BreakEven(), rows, grid=grid, timing=dn.Timing(cost, 1e3)) == wanted
-    # One that is compiled is taken as it is.
-    held = frozenset({np.array((2, 4)).tobytes()})
-    timing = dn.Timing(cost, 1e3, held=held)
-    assert decisions(dn.BreakEven(), rows, grid=grid, timing=timing)[0] == (2, 4)
+    # One that is compiled and as cheap is taken as it is, and costs nothing to go back to.
+    for tight, kept in (((2, 4), (2, 4)), ((2, 4), (8, 4)), ((2, 2), (8, 2))):
+        held = frozenset({np.array(kept).tobytes()})
+        timing = dn.Timing(cost, 1e3, held=held)
+        assert decisions(dn.BreakEven(), [tight], grid=grid, timing=timing) == [kept]
+    assert decisions(dn.BreakEven(), rows, grid=grid, timing=timing)[-1] == (8, 2)
 
 
 def test_waste_between_two_looks_counts():
