@@ -44,7 +44,8 @@ _MODES, _PADDING, _PROJECTION = 12, 9, 128
 class SpectralConv(eqx.Module):
     """A linear map of channels at each of the lowest frequencies; the others are dropped.
 
-    - `weight`: real and imaginary part; of rows of frequencies from 0 up, and up to -1.
+    - `weight`: real and imaginary part; of the rows of frequencies from 0 up, and of those up
+        to -1.
     """
 
     weight: Float[Array, "parts signs in out rows columns"]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -131,7 +132,7 @@ def test_other_sizes_to_start_at(start):
     admissible.
     """
     network = Network((16,), 3, 1)
-    known = dict(sigma=0.2, temperatures=(25, 25, 8), omega_0=10.0, dropout=0.0)
+    known: Any = {"sigma": 0.2, "temperatures": (25, 25, 8), "omega_0": 10.0, "dropout": 0.0}
     build = lambda start: _network.build(
         network, nn.Base(4, 12), "KRWD", start=start, key=jr.key(0), **known
     )
@@ -634,6 +635,7 @@ _train.train(task, settings, Path(sys.argv[1]))
             {k: v for k, v in row.items() if k != "seconds"}
             for row in _folder.read_lines(folder / "metrics.jsonl")
         ]
+        assert saved.trace is not None
         trajectory = [
             saved.trace.active.tobytes(),
             *(m.tobytes() for m in saved.masks.values()),

@@ -41,7 +41,7 @@ def test_state_space_is_a_recurrence(getkey):
     along = run(x, c[0])
     # Against the sequence, and not the position itself, which is in the other.
     against = np.pad(run(x[:, ::-1], c[1])[:, ::-1][:, 1:], ((0, 0), (0, 1)))
-    np.testing.assert_allclose(layer(x), along + against + x, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), along + against + x, rtol=1e-3, atol=1e-3)
 
 
 def test_spectral_convolution(getkey):

@@ -63,15 +63,15 @@ def load(
     membrane = (means((labels == 0).astype(np.float64)) >= 0.5).astype(np.float32)
     y = np.concatenate([membrane, np.zeros_like(membrane)], axis=1)
     ends = np.cumsum(slices) * (_SIDE // tile) ** 2
-    parts = (Arrays(x[i:j], y[i:j]) for i, j in zip((0, *ends), ends))
-    return Splits(*parts)
+    train, valid, test = (Arrays(x[i:j], y[i:j]) for i, j in zip((0, *ends), ends))
+    return Splits(train, valid, test)
 
 
 def turn(example: tuple[Any, Any], rng: np.random.Generator) -> tuple[Any, Any]:
     """A tile by a random quarter turn and mirrored or not, its mask with it: a transform for
     [`recipes.data.batches`][].
     """
-    quarters, mirrored = rng.integers(4), rng.integers(2)
+    quarters, mirrored = int(rng.integers(4)), bool(rng.integers(2))
 
     def turned(field: Shaped[np.ndarray, "channels side side"]) -> np.ndarray:
         field = np.rot90(field, quarters, (1, 2))
