@@ -52,8 +52,9 @@ class Options:
     policy: Literal["reproducible", "break-even"] = "reproducible"
     """When to compile for other sizes. `break-even` goes by measured times, and compiles in the
     background where that helps: faster, and no two runs are alike to the last bit."""
-    mask_rate: float = 1.0
-    """The learning rate of the masks over that of the weights."""
+    mask_rate: float | None = None
+    """The learning rate of the masks over that of the weights. By default 1, on a laptop 0.1:
+    in few steps sizes hardly settle otherwise."""
     overrides: Overrides = dataclasses.field(default_factory=Overrides)
 
     @property
@@ -180,7 +181,7 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         warmup=warmup,
         batch_size=batch_size,
         learning_rate=_given(over.learning_rate, rate),
-        mask_rate=options.mask_rate,
+        mask_rate=_given(options.mask_rate, 1.0 if laptop is None else 0.1),
         weight_decay=_given(over.weight_decay, decay),
         dropout=_given(over.dropout, dropout),
         omega_0=_given(over.omega_0, row.omega_0 * side / row.side),

@@ -107,7 +107,7 @@ def test_only_widths_and_depth_are_under_the_budget():
 def test_a_shorter_grid_has_a_smaller_omega():
     """So that a kernel turns as often a position."""
     settings = _settings.resolve("listops", Options(), 4000, 256)
-    assert settings.omega_0 == 27500 / 8
+    assert settings.omega_0 == 27500 / 8 and settings.mask_rate == 0.1
     assert (settings.depth, settings.width) == (2, 24)
 
 
@@ -536,7 +536,7 @@ def toy() -> tuple[Task, _settings.Settings]:
     settings = _settings.resolve("ucr", options, 48, 16)
     # So that there are a few plans in so few steps.
     few = {"variant": "kw", "log": 2, "segment": 4, "compile_steps": 2.0, "headroom": 0.0}
-    settings = dataclasses.replace(settings, **few)
+    settings = dataclasses.replace(settings, mask_rate=1.0, **few)
     return task, settings
 
 
