@@ -18,5 +18,6 @@ def keep_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
+    # With one arena for all, the thread that starts steps waits for those that run them.
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 2}
     return all([mallopt(name, value) for name, value in settings.items()])

@@ -1,5 +1,5 @@
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from ._learner import Aux
 from ._timing import Grid
@@ -70,5 +70,5 @@ class Motion:
         """The largest active counts, as things go, until so many steps later."""
         return self._held(steps * np.maximum(self.velocity.mean, 0.0))
 
-    def _held(self, moved: np.ndarray) -> _Sizes:
+    def _held(self, moved: Float[np.ndarray, " axes"]) -> _Sizes:
         return np.minimum(self._reach + moved, self._grid.capacity).astype(int)

@@ -216,8 +216,9 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
             fit = _grown(observation, 0.0)
         fitting = timing.step(fit)
         wasted = state.wasted + since * max(step - fitting, 0.0)
-        price = timing.compile if _held(observation, fit) is None else 0.0
-        if fitting < step and wasted > self.patience * price:
+        # Looked up only where it matters: this is done at every step.
+        price = lambda: timing.compile if _held(observation, fit) is None else 0.0
+        if fitting < step and wasted > self.patience * price():
             return BreakEvenState(now, ran=math.inf), _free(observation, fit)
         return BreakEvenState(now, wasted, state.ran + since * step, state.growths), plan
 
@@ -300,7 +301,7 @@ def _grown(observation: Observation, headroom: float) -> Int[np.ndarray, " axes"
 def _held(
     observation: Observation, sizes: Int[np.ndarray, " axes"]
 ) -> Int[np.ndarray, " axes"] | None:
-    """A compiled plan that covers these sizes and costs no more; by choice these themselves."""
+    """A compiled plan that covers these sizes and costs no more: themselves, if they are."""
     timing = observation.timing
     if sizes.tobytes() in timing.held:
         return sizes
