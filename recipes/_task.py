@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from recipes._network import apply, Network
-from recipes.data import Arrays, Source, Splits
+from recipes.data import Arrays, Source, Splits, take
 
 
 Criterion = Callable[[Array, Array], Float[Array, ""]]
@@ -59,8 +59,7 @@ def held(source: Source, size: int | None = None, seed: int = 0) -> Arrays:
     if size is not None and size < len(source):
         rng = np.random.default_rng((seed, len(source)))
         index = np.sort(rng.permutation(len(source))[:size])
-    x, y = zip(*(source[int(i)] for i in index))
-    return Arrays(jtu.tree_map(lambda *xs: np.stack(xs), *x), np.stack(y))
+    return Arrays(*take(source, index))
 
 
 def smaller(splits: Splits, sizes: tuple[int, int, int], seed: int) -> Splits:

@@ -1,12 +1,11 @@
 import csv
 import itertools as it
 import pickle
-from typing import Any
 
 import numpy as np
 import pytest
 
-from recipes.data import generate_listops as listops
+from recipes.data import generate_listops as listops, listops as loader
 from recipes.data._generated import Generated
 from recipes.data.generate_listops import Grammar, LRA, SHORT
 
@@ -249,10 +248,13 @@ def test_no_expression_is_written_twice(tmp_path):
     assert sorted(rows) == [f"{i}\t{i}" for i in range(10)]
 
 
+def test_more_expressions_than_there_are(tmp_path):
+    digits = Grammar(min_length=0, max_length=3)
+    with pytest.raises(ValueError, match=r"`sizes` must be less than \(9, 1, 1\).* than 10 "):
+        listops.write(tmp_path, (9, 1, 1), grammar=digits)
+
+
 def test_the_loader_reads_what_is_written(tmp_path):
-    loader: Any = pytest.importorskip("recipes.data.listops")
-    if not hasattr(loader, "load"):
-        pytest.skip("There is no loader here.")
     listops.write(tmp_path, (20, 5, 4), seed=1, grammar=SHORT)
     splits = loader.load(tmp_path, length=250)
     assert [len(split) for split in (splits.train, splits.valid, splits.test)] == [20, 5, 4]

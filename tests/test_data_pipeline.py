@@ -1,9 +1,11 @@
+import dataclasses
 import itertools as it
 
+import jax
 import numpy as np
 import pytest
 
-from recipes.data import _source, Arrays, batches, Images, Subset
+from recipes.data import _source, Arrays, batches, Images, Source, Subset
 
 
 def numbered(n: int) -> Arrays:
@@ -50,6 +52,39 @@ def test_every_epoch_is_another_shuffle_of_everything():
 def test_the_seed_says_it_all():
     assert read(50, 7, epochs=3, threads=0) == read(50, 7, epochs=3, threads=4, ahead=9)
     assert read(50, 7, seed=1) != read(50, 7, seed=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneByOne:
+    """A source that gives no two examples at once."""
+
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index):
+        assert isinstance(index, int)
+        return self.source[index]
+
+
+@pytest.mark.parametrize("process", ((0, 1), (1, 2)))
+@pytest.mark.parametrize("shuffle", (True, False))
+def test_batches_at_once_are_those_of_one_by_one(shuffle, process):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(256, size=(23, 3, 4, 5), dtype=np.uint8)
+    images = Images(pixels, rng.integers(9, size=23), np.array([0.4, 0.5, 0.6]), np.ones(3) / 4)
+    for source in (images, numbered(31), Subset(images, np.array([7, 3, 3, 0, 22]))):
+        found, expected = (
+            list(batches(s, 2, seed=3, epochs=2, shuffle=shuffle, process=process))
+            for s in (source, OneByOne(source))
+        )
+        assert len(found) == len(expected) > 1
+        for batch, other in zip(found, expected):
+            jax.tree.map(np.testing.assert_array_equal, batch, other)
+            assert jax.tree.map(lambda a: a.dtype, batch) == jax.tree.map(
+                lambda a: a.dtype, other
+            )
 
 
 def test_without_end():

@@ -28,4 +28,5 @@ from ._source import (
     Source as Source,
     Splits as Splits,
     Subset as Subset,
+    take as take,
 )

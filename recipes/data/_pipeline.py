@@ -1,3 +1,4 @@
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -6,7 +7,7 @@ import grain
 import jax
 import numpy as np
 
-from ._source import Source
+from ._source import Source, take
 
 
 # What is done to an example `(x, y)`, by a generator of its own.
@@ -72,15 +73,19 @@ def batches(
             f"{len(source)} examples over {count} processes are no batch of {batch_size}."
         )
 
-    data = grain.MapDataset.source(source).seed(seed)
+    data = grain.MapDataset.range(len(source)).seed(seed)
     if shuffle:
         data = data.shuffle()
     if transform is not None:
         # Before the processes part, or their i-th examples would have the same generator.
-        data = data.random_map(transform)
+        data = data.map(source.__getitem__).random_map(transform)
     data = data.slice(slice(index, part * count, count))
     # Before it repeats, or batches would reach from one epoch into the next.
-    data = data.batch(batch_size, drop_remainder=drop_last).repeat(epochs)
+    data = data.batch(batch_size, drop_remainder=drop_last)
+    if transform is None:
+        # A batch at a time, which costs far less where examples lie in memory.
+        data = data.map(ft.partial(take, source))
+    data = data.repeat(epochs)
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
     data = data.to_iter_dataset(read)
     if workers:

@@ -30,7 +30,7 @@ class Splits:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
-    """Examples held in memory.
+    """Examples held in memory. An array of indices gives all of them at once.
 
     - `x`: arrays with the examples in front, `(n, *shape)`.
     - `y`: the same of labels.
@@ -47,14 +47,15 @@ class Arrays:
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
+    def __getitem__(self, index: Any) -> tuple[Any, Any]:
         return jtu.tree_map(lambda a: a[index], self.x), self.y[index]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
     """Images held as bytes, a quarter of what they take as numbers: `x` is
-    `(pixels / 255 - mean) / std`, a float32 array `(channels, *space)`.
+    `(pixels / 255 - mean) / std`, a float32 array `(channels, *space)`. An array of indices
+    gives all of them at once, with the examples in front.
     """
 
     pixels: UInt8[np.ndarray, "n channels *space"]
@@ -65,9 +66,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.y)
 
-    def __getitem__(self, index: int) -> tuple[Float[np.ndarray, "channels *space"], Any]:
+    def __getitem__(self, index: Any) -> tuple[Float[np.ndarray, "..."], Any]:
         pixels = self.pixels[index]
-        broad = (-1, *[1] * (pixels.ndim - 1))
+        broad = (-1, *[1] * (self.pixels.ndim - 2))
         scale = (1 / (255 * self.std)).astype(np.float32).reshape(broad)
         shift = (self.mean / self.std).astype(np.float32).reshape(broad)
         return pixels * scale - shift, self.y[index]
@@ -85,6 +86,16 @@ class Subset:
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         return self.source[int(self.index[index])]
+
+
+def take(source: Source, index: Int[np.ndarray, " n"]) -> tuple[Any, Any]:
+    """Those examples as a batch: all at once where they lie in memory, else one by one."""
+    if isinstance(source, Subset):
+        return take(source.source, source.index[index])
+    if isinstance(source, (Arrays, Images)):
+        return source[index]
+    x, y = zip(*(source[int(i)] for i in index))
+    return jtu.tree_map(lambda *xs: np.stack(xs), *x), np.stack(y)
 
 
 def random_split(source: Source, lengths: Sequence[int], seed: int) -> tuple[Subset, ...]:

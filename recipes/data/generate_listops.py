@@ -187,6 +187,8 @@ def write(
     which they are drawn, where the release has them in the order of a set.
 
     **Raises:** `FileExistsError` if any of the files is there already: it may be the release.
+    `ValueError` if the grammar has hardly so many expressions: 10,000 draws in a row were
+    there before. What was written stays.
     """
     paths = [folder / f"basic_{split}.tsv" for split in ("train", "val", "test")]
     for path in paths:
@@ -199,7 +201,12 @@ def write(
             writer = csv.writer(file, delimiter="\t")
             writer.writerow(("Source", "Target"))
             for _ in range(size):
-                while (example := generate(rng, grammar))[0] in seen:
-                    pass
+                draws = (generate(rng, grammar) for _ in range(10_000))
+                example = next((e for e in draws if e[0] not in seen), None)
+                if example is None:
+                    raise ValueError(
+                        f"`sizes` must be less than {sizes} in all: {grammar} has hardly more "
+                        f"than {len(seen)} expressions."
+                    )
                 seen.add(example[0])
                 writer.writerow(example)
