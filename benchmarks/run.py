@@ -11,6 +11,8 @@ much as hundreds of them. The rows of `sequences` have no prefix.
   after the run, steps under its plans and of exact sizes from six of its moments are measured
   in turn, and between the latter there is a line. (The speed of a machine may drift in half an
   hour. To measure only afterwards gave from 0.70 to 0.94 on one.)
+- `run/steady`: the same with the plans of the run in place of exact sizes: what compilations
+  and uneven steps cost. The rest is what buckets cost.
 - `run/compilations`, `run/crossings`, `run/waste`: programs compiled; changes of the smallest
   plan in the grid; operations in buckets over operations in exact sizes, mean over the steps.
 - `host/hidden`: how much of the time that compilations took training went on; and the same
@@ -134,13 +136,14 @@ def _rows(name: str, setting: Setting) -> list[Row]:
     compiled, outcome = learner.compilations, planner.outcome()
     hidden = lambda some: sum(c.hidden for c in some) / sum(c.seconds for c in some)
     total = sum(c.seconds for c in compiled)
-    ideal = _ideal(setting, state, batch, planner, optim, list(np.diff(times)))
+    steady, ideal = _ideal(setting, state, batch, planner, optim, list(np.diff(times)))
     prefix = "" if name == "sequences" else f"/{name}"
     targets = (
         ["", "", "", "", ""] if prefix else [">= 0.90", "<= 20", "<= 1.10", ">= 30", ">= 0.90"]
     )
     return [
         Row(f"run{prefix}/efficiency", ideal / wall, "", targets[0]),
+        Row(f"run{prefix}/steady", steady / wall, ""),
         Row(f"run{prefix}/compilations", len(compiled), "", targets[1]),
         Row(f"run{prefix}/waste", outcome.waste, "x", targets[2]),
         Row(f"run{prefix}/crossings", crossings, "", targets[3]),
@@ -161,8 +164,9 @@ def _ideal(
     planner: dn.Planner,
     optim,
     seconds: list[float],
-) -> float:
-    """Seconds of all steps at exact sizes. See the docstring of this module.
+) -> tuple[float, float]:
+    """Seconds of all steps under the plans of the run, and at exact sizes: see the docstring of
+    this module.
 
     - `seconds`: what each step took.
     """
@@ -181,10 +185,12 @@ def _ideal(
         [cost(row) for row in sizes], [found[str(exact.plan(row))] for row in sizes], 1
     )
     fits = [intercept + slope * cost(exact.fit(row)) for row in trace.every_step()]
-    return sum(
-        statistics.median(seconds[start:end]) / found[str(plan)] * sum(fits[start:end])
-        for plan, start, end in zip(plans, starts, [*starts[1:], trace.length])
-    )
+    steady, ideal = 0.0, 0.0
+    for plan, start, end in zip(plans, starts, [*starts[1:], trace.length]):
+        typical = statistics.median(seconds[start:end])
+        steady += typical * (end - start)
+        ideal += typical / found[str(plan)] * sum(fits[start:end])
+    return steady, ideal
 
 
 def _noisy(digits: Digits, setting: Setting) -> Iterator[tuple[np.ndarray, np.ndarray]]:

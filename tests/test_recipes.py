@@ -208,12 +208,12 @@ def few(name: str, **changes) -> _hyperparameters.Laptop:
     return dataclasses.replace(laptop, **changes)
 
 
-@pytest.mark.parametrize("name", ["listops", "pathfinder"])
-def test_generated_sequences(name):
+@pytest.mark.parametrize("name, length", [("listops", 128), ("pathfinder", 256)])
+def test_generated_sequences(name, length):
     task = lra.task(name, None, few(name), 0)
     splits = (task.splits.train, task.splits.valid, task.splits.test)
     assert [len(part) for part in splits] == [8, 3, 4]
-    assert task.network.shape == (256,)
+    assert task.network.shape == (length,)
     again, other = (lra.task(name, None, few(name), seed) for seed in (0, 1))
     x = np.stack([task.splits.train[i][0] for i in range(8)])
     assert (x == np.stack([again.splits.train[i][0] for i in range(8)])).all()
