@@ -7,10 +7,11 @@ much as hundreds of them. The rows of `sequences` have no prefix.
 
 - `run/efficiency`: the time that the steps would take at exact sizes (resolutions rounded up to
   lengths that FFTs like) and with free compilations, over the wall time of the run. The former
-  is what steps took in the run, the median under each plan, times what exact sizes save: right
-  after the run, steps under its plans and of exact sizes from six of its moments are measured
-  in turn, and between the latter there is a line. (The speed of a machine may drift in half an
-  hour. To measure only afterwards gave from 0.70 to 0.94 on one.)
+  is what steps took in the run times what exact sizes save. What they took is the median under
+  a plan, over at most four times as long as the longest compilation: compilations do not show
+  in it, but a machine whose speed drifts does. (To measure steps only afterwards gave from 0.70
+  to 0.94 on one.) What exact sizes save is measured right after the run, in turn: steps under
+  its plans, and of exact sizes from six of its moments, with a line between these.
 - `run/steady`: the same with the plans of the run in place of exact sizes: what compilations
   and uneven steps cost. The rest is what buckets cost.
 - `run/compilations`, `run/crossings`, `run/waste`: programs compiled; changes of the smallest
@@ -22,6 +23,7 @@ It writes the trajectories, for `python -m benchmarks policy`. It takes half an 
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -185,11 +187,14 @@ def _ideal(
         [cost(row) for row in sizes], [found[str(exact.plan(row))] for row in sizes], 1
     )
     fits = [intercept + slope * cost(exact.fit(row)) for row in trace.every_step()]
+    longest = max(c.seconds for c in of.compilations)
+    most = math.ceil(4 * longest / statistics.median(seconds))
     steady, ideal = 0.0, 0.0
     for plan, start, end in zip(plans, starts, [*starts[1:], trace.length]):
-        typical = statistics.median(seconds[start:end])
-        steady += typical * (end - start)
-        ideal += typical / found[str(plan)] * sum(fits[start:end])
+        for part in np.array_split(np.arange(start, end), math.ceil((end - start) / most)):
+            typical = statistics.median(seconds[i] for i in part)
+            steady += typical * len(part)
+            ideal += typical / found[str(plan)] * sum(fits[i] for i in part)
     return steady, ideal
 
 
