@@ -136,7 +136,10 @@ def _rows(name: str, setting: Setting) -> list[Row]:
     fits = np.stack([grid.fit(active) for active in trace.active])
     crossings = int(np.sum(np.any(fits[1:] != fits[:-1], axis=1)))
     compiled, outcome = learner.compilations, planner.outcome()
-    hidden = lambda some: sum(c.hidden for c in some) / sum(c.seconds for c in some)
+    # Of none it is all.
+    hidden = lambda some: (
+        sum(c.hidden for c in some) / sum(c.seconds for c in some) if some else 1
+    )
     total = sum(c.seconds for c in compiled)
     steady, ideal = _ideal(setting, state, batch, planner, optim, list(np.diff(times)))
     prefix = "" if name == "sequences" else f"/{name}"
