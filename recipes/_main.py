@@ -28,22 +28,22 @@ def run(
 
     - `name`: of the task, as `make` takes it.
     - `row`: its row in the tables.
-    - `make`: `(name, data, laptop, seed)` to the task. Where it finds no data, what it says is
-        all that is printed.
+    - `make`: `(name, data, laptop, seed)` to the task. Where it finds no data, or damaged ones,
+        what it says is all that is printed.
     """
     dn.keep_memory()
     try:
         task = make(name, options.data, LAPTOP[row] if options.laptop else None, options.seed)
-    except FileNotFoundError as error:
+        side = max(task.network.shape)
+        settings = _settings.resolve(row, options, len(task.splits.train), side)
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    side = max(task.network.shape)
-    settings = _settings.resolve(row, options, len(task.splits.train), side)
     out = options.out
     if out is None:
         parts = [settings.variant, f"{settings.depth}x{settings.width}", settings.preset]
         parts += [] if settings.start == 1 else [f"from{settings.start:g}"]
         out = Path("out") / "-".join([task.name, *parts, f"seed{settings.seed}"])
-    done = train(task, settings, out)
+    done = train(task, settings, out, workers=options.workers)
 
     from recipes import _report  # matplotlib takes a second to import
 

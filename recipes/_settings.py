@@ -52,8 +52,10 @@ class Options:
     policy: Literal["reproducible", "break-even"] = "reproducible"
     """When to compile for other sizes. `break-even` goes by measured times, and compiles in the
     background where that helps: faster, and no two runs are alike to the last bit."""
+    workers: int = 0
+    """How many processes make batches: for images in files, or what is generated on the way."""
     mask_rate: float | None = None
-    """The learning rate of the masks over that of the weights. By default 1, on a laptop 0.1:
+    """The learning rate of the masks over that of the weights. By default 1, on a laptop 0.3:
     in few steps sizes hardly settle otherwise."""
     overrides: Overrides = dataclasses.field(default_factory=Overrides)
 
@@ -134,7 +136,7 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         cycles a position.
 
     Raises a `ValueError` for a base that is none, a task that no table has, fewer examples
-    than a batch, and numbers out of range.
+    than a batch that is asked for, and numbers out of range.
     """
     laptop = _hyperparameters.LAPTOP[task] if options.laptop else None
     rival = _hyperparameters.RIVALS.get(options.variant)
@@ -143,9 +145,9 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
     base = parse_base(options.base) if options.base else default
     row, over = _hyperparameters.row(task, base), options.overrides
 
-    batch_size = _given(
-        over.batch_size, row.batch_size if laptop is None else laptop.batch_size
-    )
+    # Some series of the UCR archive are fewer than a batch.
+    usual = min(row.batch_size if laptop is None else laptop.batch_size, examples)
+    batch_size = _given(over.batch_size, usual)
     if not 0 < batch_size <= examples:
         raise ValueError(
             f"`batch_size` must lie between 1 and the {examples} examples, got {batch_size}."
@@ -181,7 +183,7 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         warmup=warmup,
         batch_size=batch_size,
         learning_rate=_given(over.learning_rate, rate),
-        mask_rate=_given(options.mask_rate, 1.0 if laptop is None else 0.1),
+        mask_rate=_given(options.mask_rate, 1.0 if laptop is None else 0.3),
         weight_decay=_given(over.weight_decay, decay),
         dropout=_given(over.dropout, dropout),
         omega_0=_given(over.omega_0, row.omega_0 * side / row.side),
@@ -189,7 +191,7 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         budget_weight=_given(over.budget_weight, pull),
         temperatures=(row.resolution_temperature, row.width_temperature, row.depth_temperature),
         headroom=0.1 if laptop is not None else 0.05,
-        compile_steps=300.0,
+        compile_steps=300.0 if laptop is None else 600.0,
         segment=-(-steps // 4) if asked else epoch,
         log=10 if laptop is not None else 100,
     )

@@ -195,12 +195,12 @@ def rays(
     - `(fpr + fnr) / 2`: what NAS-Bench-360 calls 1 - AUROC: that of binary predictions. (It
         thresholds logits at 0.5. This is at probability 0.5.)
 
-    NaN where there is no ray, or nothing but rays.
+    NaN where there is no ray, or nothing but rays, or an output is NaN.
     """
     counted = y[:, 1] == 0
     scores, truth = outputs[:, 0][counted], y[:, 0][counted] > 0.5
     hit, clear = scores[truth], scores[~truth]
-    if not len(hit) or not len(clear):
+    if not len(hit) or not len(clear) or np.isnan(scores).any():
         return {name: float("nan") for name in ("1 - auroc", "fnr", "(fpr + fnr) / 2")}
     fnr, fpr = float(np.mean(hit <= 0)), float(np.mean(clear > 0))
     return {"1 - auroc": 1 - auroc(hit, clear), "fnr": fnr, "(fpr + fnr) / 2": (fpr + fnr) / 2}

@@ -64,19 +64,30 @@ def train(
     folder: Path,
     *,
     watch: Callable[[int], None] = lambda step: None,
+    workers: int = 0,
 ) -> Run:
     """Trains, or goes on with the run that the folder has.
 
     - `watch`: is told of every step at which metrics are written down.
+    - `workers`: how many processes make batches. What they make is the same.
 
-    Raises a `ValueError` if the folder has a run of other settings, or a damaged checkpoint.
+    Raises a `ValueError` if the folder has a run of other settings or data, or a damaged
+    checkpoint.
     """
-    config = dataclasses.asdict(settings) | {"network": dataclasses.asdict(task.network)}
+    config = dataclasses.asdict(settings) | {
+        "network": dataclasses.asdict(task.network),
+        "about": task.about,
+        "examples": [len(s) for s in (task.splits.train, task.splits.valid, task.splits.test)],
+    }
     _folder.open_run(folder, config)
     built = build(task.network, settings)
     learner = _learner(task, settings, built)
     data = batches(
-        task.splits.train, settings.batch_size, seed=settings.seed, transform=task.transform
+        task.splits.train,
+        settings.batch_size,
+        seed=settings.seed,
+        transform=task.transform,
+        workers=workers,
     )
     valid = held(task.splits.valid)
     metrics, compilations = folder / "metrics.jsonl", folder / "compilations.jsonl"

@@ -27,8 +27,8 @@ def task(
 
     Raises a `FileNotFoundError` if there are no data.
     """
-    folder = _main.required(name, data, "cifar-10-binary.tar.gz or the like", cifar.URL)
     classes = int(name.removeprefix("cifar"))
+    folder = _main.required(name, data, f"cifar-{classes}-binary.tar.gz", cifar.URL)
     splits, about = cifar.load(folder, classes), f"CIFAR-{classes}"
     if laptop is not None:
         splits = coarser(smaller(splits, laptop.sizes, seed), 32 // laptop.side)

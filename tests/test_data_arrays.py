@@ -86,9 +86,9 @@ def test_ucr_to_choose_by(tmp_path):
         ("1\n", "1", "TRAIN.tsv, line 1 has 1 columns"),
         ("", "1\t2", "TRAIN.tsv is empty"),
         ("1\t2\n\n", "1\t2", "TRAIN.tsv, line 2"),
-        ("1\tNaN\tNaN\n", "1\t2\t3", "has no label or values"),
-        ("NaN\t1\t2\n", "1\t2\t3", "has no label or values"),
-        ("1\tinf\t2\n", "1\t2\t3", "is infinite"),
+        ("1\tNaN\tNaN\n", "1\t2\t3", "has a series without any value"),
+        ("NaN\t1\t2\n", "1\t2\t3", "has the label nan, no number"),
+        ("1\tinf\t2\n", "1\t2\t3", "has an infinite value"),
         ("1\t2\n2\t2\n", "1\t2\n3\t2\n", r"TEST.tsv has the labels \[.*3.0.*\]"),
     ),
 )
@@ -245,7 +245,8 @@ def test_matlab_73_without_h5py(tmp_path, monkeypatch):
 
 
 def test_matlab_73(tmp_path):
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     learn, _ = write_darcy(tmp_path)
     wanted, _ = darcy.load(tmp_path, sizes=SIZES)
     path = tmp_path / darcy.FILES[0]
@@ -257,6 +258,15 @@ def test_matlab_73(tmp_path):
     found, _ = darcy.load(tmp_path, sizes=SIZES)
     for a, b in zip(examples(found.train), examples(wanted.train)):
         assert all(np.array_equal(*pair) for pair in zip(a, b))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="smooth1.mat is no MATLAB file, or a damaged one"):
+        darcy.load(tmp_path, sizes=SIZES)
+    path.write_bytes(content)
+    with h5py.File(path, "a") as file:
+        del file["sol"]
+    with pytest.raises(ValueError, match="smooth1.mat has no sol"):
+        darcy.load(tmp_path, sizes=SIZES)
 
 
 #
@@ -364,6 +374,12 @@ def saved(array: np.ndarray, **kwargs) -> bytes:
     return file.getvalue()
 
 
+def zipped(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, array)
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     "content, message",
     (
@@ -374,8 +390,10 @@ def saved(array: np.ndarray, **kwargs) -> bytes:
         (saved(frame(0, 1)), r"has an array \(1, 256, 256\), not two or three"),
         (saved(frame(0, size=190)), r"\(3, 190, 190\)"),
         (saved(frame(0)[0]), r"has an array \(256, 256\)"),
-        (saved(frame(0) * 2), "a mask of other than 0 and 1"),
-        (saved(frame(0) * np.nan), "is not finite"),
+        (saved(frame(0) * 2), "has 2.0 in a mask, not 0 or 1"),
+        (saved(frame(0) * np.nan), "a frame that is not finite"),
+        (zipped(frame(0)), "is an archive of arrays, not one"),
+        (zipped(frame(0))[:1000], "is no array, or a damaged one"),
     ),
 )
 def test_damaged_frames(tmp_path, content, message):
@@ -392,6 +410,9 @@ def test_damaged_skies(tmp_path):
     split = cosmic.load(tmp_path, sky=True).test
     np.save(path.with_name("sky.npy"), np.zeros(0))
     with pytest.raises(ValueError, match=r"sky.npy, an array \(0,\), has no level for 1_0.npy"):
+        split[0]
+    np.save(path.with_name("sky.npy"), np.full(9, np.inf))
+    with pytest.raises(ValueError, match="sky.npy has the level inf for 1_0.npy"):
         split[0]
 
 

@@ -252,11 +252,15 @@ def test_more_expressions_than_there_are(tmp_path):
     digits = Grammar(min_length=0, max_length=3)
     with pytest.raises(ValueError, match=r"`sizes` must be less than \(9, 1, 1\).* than 10 "):
         listops.write(tmp_path, (9, 1, 1), grammar=digits)
+    # What is not whole has not its name.
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("basic_test.part", "basic_train.tsv", "basic_val.tsv")
+    ]
 
 
 def test_the_loader_reads_what_is_written(tmp_path):
     listops.write(tmp_path, (20, 5, 4), seed=1, grammar=SHORT)
-    splits = loader.load(tmp_path, length=250)
+    splits = loader.load(tmp_path, length=250, counts=(20, 5, 4))
     assert [len(split) for split in (splits.train, splits.valid, splits.test)] == [20, 5, 4]
     text, label = listops.generate(np.random.default_rng(1), SHORT)
     x, y = splits.train[0]

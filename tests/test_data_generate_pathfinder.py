@@ -274,10 +274,35 @@ def test_write(tmp_path):
         pathfinder.write(tmp_path, 0)
 
 
+def test_writing_is_taken_up_again(tmp_path, monkeypatch):
+    whole, folder = tmp_path / "whole", tmp_path / "folder"
+    pathfinder.write(whole, 8, seed=9, batch=3)
+    make, left = pathfinder.generate, iter(range(5))
+
+    def five(rng, spec):
+        next(left)
+        return make(rng, spec)
+
+    monkeypatch.setattr(pathfinder, "generate", five)
+    with pytest.raises(StopIteration):
+        pathfinder.write(folder, 8, seed=9, batch=3)
+    # Of the second batch there is no list.
+    assert [p.name for p in (folder / "metadata").iterdir()] == ["0.npy"]
+    made = []
+    monkeypatch.setattr(pathfinder, "generate", lambda *a: made.append(0) or make(*a))
+    with pytest.raises(ValueError, match=r"has images of \[8, 9, .* not of \[8, 10, "):
+        pathfinder.write(folder, 8, seed=10, batch=3)
+    pathfinder.write(folder, 8, seed=9, batch=3)
+    assert len(made) == 5
+    files = {p.relative_to(whole): p.read_bytes() for p in whole.rglob("*") if p.is_file()}
+    again = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    assert files == again and len(files) == 8 + 3
+
+
 def test_the_loader_reads_what_is_written(tmp_path):
     loader: Any = pytest.importorskip("recipes.data.pathfinder")
     pathfinder.write(tmp_path / "curv_contour_length_14", 12, seed=9, batch=5)
-    splits = loader.load(tmp_path)
+    splits = loader.load(tmp_path, count=12)
     three = (splits.train, splits.valid, splits.test)
     read = [split[i] for split in three for i in range(len(split))]
     made = pathfinder.source(9, 12)

@@ -303,7 +303,7 @@ def test_unknown_labels(tmp_path, kind, label):
         folder = tmp_path / form.__name__
         write(folder, files)
         with pytest.raises(
-            ValueError, match=f"test.* has a label {label}, and there are {kind}"
+            ValueError, match=f"test.* has a label {label}, not 0 to {kind - 1}"
         ):
             cifar.load(folder, kind, counts=COUNTS)
 
@@ -525,7 +525,7 @@ HARD = "curv_contour_length_14"
 def test_pathfinder(tmp_path):
     for batch in (10, 9, 2):
         write(tmp_path, path_files(HARD, batch, 7))
-    splits = pathfinder.load(tmp_path)
+    splits = pathfinder.load(tmp_path, size=32, count=21)
     assert [len(s) for s in (splits.train, splits.valid, splits.test)] == [17, 2, 2]
     ordered = [(batch, i) for batch in (2, 9, 10) for i in range(7)]
     order = _source.permutation(21, 42)
@@ -535,30 +535,39 @@ def test_pathfinder(tmp_path):
         assert x.shape == (1, 32, 32) and x.dtype == np.float32 and y.dtype == np.int32
         np.testing.assert_allclose((x[0, 0, :4] / 2 + 0.5) * 255, [batch, i, 7, 255], atol=1e-4)
         assert x.max() == 1 and y == (batch + i) % 2
-    rows = pathfinder.load(tmp_path, sequential=True).train[3][0]
+    rows = pathfinder.load(tmp_path, sequential=True, count=None).train[3][0]
     assert rows.shape == (1, 1024)
     assert np.array_equal(rows.reshape(1, 32, 32), splits.train[3][0])
 
 
 def test_pathfinder_sizes_and_batches(tmp_path):
     write(tmp_path, path_files(HARD, 0, 10, size=64))
-    train = pathfinder.load(tmp_path, sequential=True).train
+    train = pathfinder.load(tmp_path, sequential=True, count=None).train
     for x, y in batches(train, 4, seed=0, epochs=1):
         assert x.shape == (4, 1, 4096) and y.shape == (4,)
+
+
+def test_pathfinder_incomplete_or_of_another_size(tmp_path):
+    for batch in (0, 1):
+        write(tmp_path, path_files(HARD, batch, 10))
+    with pytest.raises(ValueError, match="14 has 20 examples, not the 200,000"):
+        pathfinder.load(tmp_path)
+    with pytest.raises(ValueError, match="images of 32 pixels on a side, not 128"):
+        pathfinder.load(tmp_path, size=128, count=20)
 
 
 def test_the_empty_image(tmp_path):
     files = path_files("curv_baseline", 0, 180)
     name = "curv_baseline/imgs/0/sample_172.png"
     write(tmp_path, files)
-    whole = pathfinder.load(tmp_path, level="curv_baseline")
+    whole = pathfinder.load(tmp_path, level="curv_baseline", count=180)
     write(tmp_path, {name: b""})
-    splits = pathfinder.load(tmp_path, level="curv_baseline")
+    splits = pathfinder.load(tmp_path, level="curv_baseline", count=180)
     sizes = [sum(len(s) for s in (x.train, x.valid, x.test)) for x in (whole, splits)]
     assert sizes == [180, 179]
     # No other image is forgiven.
     write(tmp_path, {name: files[name], name.replace("172", "171"): b""})
-    splits = pathfinder.load(tmp_path, level="curv_baseline")
+    splits = pathfinder.load(tmp_path, level="curv_baseline", count=180)
     with pytest.raises(ValueError, match="sample_171.png is no image"):
         for split in (splits.train, splits.valid, splits.test):
             examples(split)
@@ -567,7 +576,7 @@ def test_the_empty_image(tmp_path):
 def test_damaged_images(tmp_path):
     files = path_files(HARD, 0, 10)
     write(tmp_path, files)
-    splits = pathfinder.load(tmp_path)
+    splits = pathfinder.load(tmp_path, count=None)
     path = tmp_path / HARD / "imgs/0"
     for cut in (0, 30, 60, -30):
         for image in path.iterdir():
@@ -598,14 +607,14 @@ def test_damaged_lists(tmp_path, row, message):
     good = "imgs/0 sample_0.png 0 1 1.0 14 4 2 0.5 1 1\n"
     write(tmp_path, {f"{HARD}/metadata/0.npy": (good + row).encode()})
     with pytest.raises(ValueError, match=message):
-        pathfinder.load(tmp_path)
+        pathfinder.load(tmp_path, count=None)
 
 
 def test_pathfinder_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="no lists of images.*lra_release.gz"):
-        pathfinder.load(tmp_path)
+        pathfinder.load(tmp_path, count=None)
     with pytest.raises(ValueError, match="`level` must be one of"):
         pathfinder.load(tmp_path, level="hard")
     write(tmp_path, {f"{HARD}/metadata/0.npy": b""})
     with pytest.raises(ValueError, match="are empty"):
-        pathfinder.load(tmp_path)
+        pathfinder.load(tmp_path, count=None)

@@ -106,7 +106,7 @@ def write_listops(folder: Path, train: str, header: str = "Source\tTarget\n") ->
 def test_listops(tmp_path, pad, end):
     rows = [(f"( ( [SM {i} ) {i} ) ] )", 2 * i % 10) for i in range(10)]
     write_listops(tmp_path, "".join(f"{text}\t{y}{end}" for text, y in rows))
-    splits = listops.load(tmp_path, length=16, pad=pad)
+    splits = listops.load(tmp_path, length=16, pad=pad, counts=(10, 1, 1))
     assert [len(s) for s in (splits.train, splits.valid, splits.test)] == [10, 1, 1]
     assert splits.vocabulary == listops.VOCABULARY
     for (x, y), (text, label) in zip(examples(splits.train), rows):
@@ -132,6 +132,15 @@ def test_damaged_listops(tmp_path, rows, message):
         listops.load(tmp_path)
 
 
+def test_listops_cut_off_at_the_end_of_a_line(tmp_path):
+    write_listops(tmp_path, f"{NESTED}\t2\n" * 3)
+    with pytest.raises(ValueError, match="basic_train.tsv has 3 examples, not the 96,000"):
+        listops.load(tmp_path)
+    with pytest.raises(ValueError, match="basic_test.tsv has 1 examples, not the 2 "):
+        listops.load(tmp_path, counts=(3, 1, 2))
+    assert len(listops.load(tmp_path, counts=None).train) == 3
+
+
 def test_listops_header_and_bytes(tmp_path):
     write_listops(tmp_path, f"{NESTED}\t2\n", header="")
     with pytest.raises(ValueError, match="must begin with 'Source"):
@@ -139,10 +148,10 @@ def test_listops_header_and_bytes(tmp_path):
     write_listops(tmp_path, f"{NESTED}\t2\n")
     (tmp_path / "basic_val.tsv").write_bytes(b"Source\tTarget\n\xff\t1\n")
     with pytest.raises(ValueError, match="basic_val.tsv is not UTF-8"):
-        listops.load(tmp_path)
+        listops.load(tmp_path, counts=None)
     (tmp_path / "basic_val.tsv").unlink()
     with pytest.raises(FileNotFoundError, match="basic_val.tsv.*lra_release.gz"):
-        listops.load(tmp_path)
+        listops.load(tmp_path, counts=None)
 
 
 #
@@ -165,7 +174,7 @@ ROWS = [("1.0", 0, 1), ("0.0", 2, 3), ("1", 4, 0), ("0", 1, 1), ("0.0", 0, 2)]
 
 def test_aan(tmp_path):
     write_aan(tmp_path, ROWS)
-    splits = aan.load(tmp_path, length=24)
+    splits = aan.load(tmp_path, length=24, counts=(5, 2, 2))
     assert [len(s) for s in (splits.train, splits.valid, splits.test)] == [5, 2, 2]
     v = splits.vocabulary
     assert v is not None and v[:3] == ("<pad>", "<unk>", "<eos>")
@@ -183,7 +192,7 @@ def test_aan(tmp_path):
 
 def test_aan_is_cut(tmp_path):
     write_aan(tmp_path, ROWS)
-    splits = aan.load(tmp_path, length=6, pad="right")
+    splits = aan.load(tmp_path, length=6, pad="right", counts=None)
     assert splits.vocabulary is not None
     assert read_back(splits.train[0][0][0], splits.vocabulary) == PAPERS[0][:5] + "<eos>"
     # What is cut off is in no vocabulary.
@@ -192,7 +201,7 @@ def test_aan_is_cut(tmp_path):
 
 def test_papers_are_held_once(tmp_path):
     write_aan(tmp_path, [("1.0", *pair) for pair in it.product(range(5), range(5))])
-    train = aan.load(tmp_path).train
+    train = aan.load(tmp_path, counts=None).train
     assert len(train) == 25
     assert len(train.texts) == 5  # pyright: ignore
 
@@ -210,7 +219,17 @@ def test_damaged_aan(tmp_path, row, message):
     write_aan(tmp_path, ROWS)
     (tmp_path / "new_aan_pairs.eval.tsv").write_text(f"0.0\ta\tb\tc\td\n{row}\n")
     with pytest.raises(ValueError, match=f"new_aan_pairs.eval.tsv, {message}"):
+        aan.load(tmp_path, counts=None)
+
+
+def test_aan_cut_off(tmp_path):
+    write_aan(tmp_path, ROWS)
+    path = tmp_path / "new_aan_pairs.test.tsv"
+    path.write_bytes(path.read_bytes().splitlines(keepends=True)[0])
+    with pytest.raises(ValueError, match="train.tsv has 5 examples, not the 147,086"):
         aan.load(tmp_path)
+    with pytest.raises(ValueError, match="test.tsv has 1 examples, not the 2 "):
+        aan.load(tmp_path, counts=(5, 2, 2))
 
 
 def test_empty_aan(tmp_path):

@@ -70,6 +70,17 @@ def damaged(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is damaged or cut off: {error}") from error
 
 
+def counted(path: Path, found: int, count: int | None, where: str) -> None:
+    """Raises a `ValueError` if a file has not as many examples as were published, and `count`
+    says how many these are.
+    """
+    if count is not None and found != count:
+        raise ValueError(
+            f"{path} has {found:,} examples, not the {count:,} that were published: get it "
+            f"anew from {where}. If it is another, say how many there are."
+        )
+
+
 def lines(path: Path, where: str) -> Iterator[tuple[int, str]]:
     """The lines of a text in UTF-8, numbered from 1, without their ends.
 

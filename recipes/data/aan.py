@@ -9,7 +9,16 @@ from ._source import Splits
 from .listops import LRA
 
 
-def load(folder: Path, *, length: int = 4000, pad: _text.Pad = "left") -> Splits:
+COUNTS = (147_086, 18_090, 17_437)
+
+
+def load(
+    folder: Path,
+    *,
+    length: int = 4000,
+    pad: _text.Pad = "left",
+    counts: tuple[int, int, int] | None = COUNTS,
+) -> Splits:
     """147,086 pairs of papers to train on, 18,090 to choose by and 17,437 to test: `x` is two
     arrays `(length,)`, of int32, `y` 1 if one cites the other.
 
@@ -21,15 +30,17 @@ def load(folder: Path, *, length: int = 4000, pad: _text.Pad = "left") -> Splits
         of tables that heeds quotes, such as S4's, runs lines together.
     - `length`: what texts are padded, or cut, to, with their end.
     - `pad`: on which side: CCNN pads on the left, S4 on the right.
+    - `counts`: how many pairs the files have, or `None` if they may have any number.
 
     Papers are in many pairs, and held once. Raises a `FileNotFoundError` if a file is missing,
-    and a `ValueError` that names the line if one is not of this form.
+    and a `ValueError` if one has another number of pairs, or, with the line, is not of this
+    form.
     """
     _text.check(length, pad)
     found: dict[str, int] = {}
     parts = [
-        _read(folder / f"new_aan_pairs.{part}.tsv", length, found)
-        for part in ("train", "eval", "test")
+        _read(folder / f"new_aan_pairs.{part}.tsv", length, found, count)
+        for part, count in zip(("train", "eval", "test"), counts or (None, None, None))
     ]
     texts = list(found)
     _, first, second = parts[0]
@@ -45,7 +56,7 @@ def load(folder: Path, *, length: int = 4000, pad: _text.Pad = "left") -> Splits
 
 
 def _read(
-    path: Path, length: int, found: dict[str, int]
+    path: Path, length: int, found: dict[str, int], count: int | None
 ) -> tuple[list[int], list[int], list[int]]:
     """Labels and which texts; adds new texts, as far as they are needed, to `found`."""
     labels, first, second = [], [], []
@@ -60,4 +71,5 @@ def _read(
             which.append(found.setdefault(text[: length - 1], len(found)))
     if not labels:
         raise ValueError(f"{path} is empty.")
+    _files.counted(path, len(labels), count, LRA)
     return labels, first, second

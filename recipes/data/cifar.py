@@ -160,8 +160,8 @@ def _python(name: str, content: bytes, kind: int, classes: int, count: int) -> P
             f"{name} has an array {pixels.shape} and {len(labels):,} labels, not "
             f"{(count, 3072)} and {count:,}; get it anew from {URL}."
         )
-    if not all(type(y) is int and 0 <= y < 256 for y in labels):
-        raise ValueError(f"{name} has labels that are no small integers.")
+    if wrong := [y for y in labels if type(y) is not int or not 0 <= y < 256]:
+        raise ValueError(f"{name} has a label {wrong[0]!r}, not 0 to {classes - 1}.")
     return _checked(name, pixels, np.array(labels, np.uint8), classes)
 
 
@@ -172,7 +172,7 @@ def _checked(
     classes: int,
 ) -> Part:
     if len(labels) and labels.max() >= classes:
-        raise ValueError(f"{name} has a label {labels.max()}, and there are {classes} classes.")
+        raise ValueError(f"{name} has a label {labels.max()}, not 0 to {classes - 1}.")
     return pixels.reshape(-1, 3, 32, 32), labels.astype(np.int32)
 
 

@@ -1,6 +1,7 @@
 """Cosmic of NAS-Bench-360: which pixels of a Hubble frame were hit by cosmic rays."""
 
 import dataclasses
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,10 @@ class Frames:
         frame = frame[:, _CROP, _CROP].astype(np.float32)
         x, y = frame[:1], np.zeros((2, SIZE, SIZE), np.float32)
         y[: len(frame) - 1] = frame[1:]
-        if not np.isfinite(x).all() or not np.isin(y, (0, 1)).all():
-            raise ValueError(f"{path} is not finite, or has a mask of other than 0 and 1.")
+        if not np.isfinite(x).all():
+            raise ValueError(f"{path} has a frame that is not finite everywhere.")
+        if len(wrong := y[(y != 0) & (y != 1)]):
+            raise ValueError(f"{path} has {wrong[0]} in a mask, not 0 or 1.")
         return ((x, np.float32(_sky(path))) if self.sky else x), y
 
 
@@ -130,11 +133,18 @@ def _sky(path: Path) -> float:
     sky, number = _array(levels), path.name.split("_")[0]
     if not number.isdecimal() or sky.ndim != 1 or not 1 <= int(number) <= len(sky):
         raise ValueError(f"{levels}, an array {sky.shape}, has no level for {path.name}.")
-    return float(sky[int(number) - 1])
+    level = sky[int(number) - 1]
+    if sky.dtype.kind not in "fiu" or not np.isfinite(level):
+        raise ValueError(f"{levels} has the level {level} for {path.name}, no finite number.")
+    return float(level)
 
 
 def _array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        with path.open("rb") as file:  # NumPy leaves it open where an archive is damaged
+            array = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is no array, or a damaged one: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} is an archive of arrays, not one.")
+    return array

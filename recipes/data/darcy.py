@@ -124,21 +124,24 @@ def _variable(path: Path, name: str) -> np.ndarray:
         return _variable_73(path, name)
     except KeyError:
         raise ValueError(f"{path} has no {name}.") from None
+    except MemoryError:
+        raise
     except Exception as error:  # SciPy raises nearly anything of a damaged file
         raise ValueError(f"{path} is no MATLAB file, or a damaged one: {error}") from error
 
 
 def _variable_73(path: Path, name: str) -> np.ndarray:
     try:
-        import h5py  # pyright: ignore[reportMissingImports]
+        import h5py
     except ImportError as error:
         raise ImportError(
             f"{path} is a file of MATLAB 7.3, which takes h5py to read."
         ) from error
     try:
         with h5py.File(path, "r") as file:
-            return file[name][()].T  # MATLAB's first axis is the last there
-    except KeyError:
-        raise ValueError(f"{path} has no {name}.") from None
+            found = file.get(name)
+            if not isinstance(found, h5py.Dataset):
+                raise ValueError(f"{path} has no {name}.")
+            return np.asarray(found[()]).T  # MATLAB's first axis is the last there
     except OSError as error:
         raise ValueError(f"{path} is no MATLAB file, or a damaged one: {error}") from error

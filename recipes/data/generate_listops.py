@@ -9,6 +9,7 @@ is given up as soon as it has grown too long, neither of which changes the distr
 import csv
 import dataclasses
 import functools as ft
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -188,7 +189,7 @@ def write(
 
     **Raises:** `FileExistsError` if any of the files is there already: it may be the release.
     `ValueError` if the grammar has hardly so many expressions: 10,000 draws in a row were
-    there before. What was written stays.
+    there before. What was written stays, with the ending `.part` where it is not whole.
     """
     paths = [folder / f"basic_{split}.tsv" for split in ("train", "val", "test")]
     for path in paths:
@@ -197,7 +198,8 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     rng, seen = np.random.default_rng(seed), set()
     for path, size in zip(paths, sizes):
-        with path.open("w", newline="") as file:
+        part = path.with_suffix(".part")  # so that no half of a file is ever taken for one
+        with part.open("w", newline="") as file:
             writer = csv.writer(file, delimiter="\t")
             writer.writerow(("Source", "Target"))
             for _ in range(size):
@@ -210,3 +212,4 @@ def write(
                     )
                 seen.add(example[0])
                 writer.writerow(example)
+        os.replace(part, path)

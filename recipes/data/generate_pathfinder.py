@@ -26,7 +26,9 @@ images.
 import dataclasses
 import functools as ft
 import itertools as it
+import json
 import math
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -689,19 +691,30 @@ def write(
         continuity, contour length, distractor length, paddle length, thickness, margin,
         number of contrasts.
 
-    Image `n` of all is that of the source of the same seed.
+    Image `n` of all is that of the source of the same seed. The work can be broken off at any
+    time and taken up again by the same call; until it is done there is a `writing.json`.
 
     **Raises:** `FileExistsError` if there are images already: they may be the release.
+    `ValueError` if they are of another call that was broken off.
     """
     if size < 1 or batch < 1:
         raise ValueError(f"`size` and `batch` must be at least 1, got {size} and {batch}.")
-    for name in ("imgs", "metadata"):
-        if (folder / name).exists():
-            raise FileExistsError(f"{folder / name} is there already.")
-        (folder / name).mkdir(parents=True)
+    call = json.loads(json.dumps([size, seed, dataclasses.asdict(spec), batch]))
+    writing = folder / "writing.json"
+    if not writing.exists():
+        for name in ("imgs", "metadata"):
+            if (folder / name).exists():
+                raise FileExistsError(f"{folder / name} is there already.")
+        folder.mkdir(parents=True, exist_ok=True)
+        writing.write_text(json.dumps(call) + "\n")
+    elif (there := json.loads(writing.read_text())) != call:
+        raise ValueError(f"{folder} has images of {there}, not of {call}.")
+    (folder / "metadata").mkdir(exist_ok=True)
     for number, start in enumerate(range(0, size, batch)):
-        images = folder / "imgs" / str(number)
-        images.mkdir()
+        path, images = folder / "metadata" / f"{number}.npy", folder / "imgs" / str(number)
+        if path.exists():
+            continue
+        images.mkdir(parents=True, exist_ok=True)
         lines = []
         for i in range(min(batch, size - start)):
             drawing = generate(np.random.default_rng((seed, start + i)), spec)
@@ -711,4 +724,7 @@ def write(
                 f"{spec.contour_length} {spec.distractor_length} {spec.paddle_length} "
                 f"{spec.thickness} {drawing.margin} 1\n"
             )
-        (folder / "metadata" / f"{number}.npy").write_text("".join(lines))
+        part = path.with_suffix(".part")  # so that no half of a list is ever taken for one
+        part.write_text("".join(lines))
+        os.replace(part, path)
+    writing.unlink()

@@ -156,7 +156,10 @@ def read(folder: Path, encoding: str = "utf-8") -> tuple[Reviews, Reviews]:
         if match := _REVIEW.fullmatch(name):
             part, label, number, rating = match.groups()
             if not (1 <= int(rating) <= 4 if label == "neg" else 7 <= int(rating) <= 10):
-                raise ValueError(f"{name} of {folder} has a rating that is not {label}.")
+                raise ValueError(
+                    f"{name} of {folder} has a rating that is not {label}: that is 1 to 4 for "
+                    "neg, and 7 to 10 for pos."
+                )
             if int(number) in reviews.setdefault((part, label), {}):
                 raise ValueError(f"{folder} has two reviews {number} of {part}/{label}.")
             reviews[part, label][int(number)] = text
@@ -180,13 +183,25 @@ def read(folder: Path, encoding: str = "utf-8") -> tuple[Reviews, Reviews]:
     return parts[0], parts[1]
 
 
+def there(folder: Path) -> bool:
+    """Whether a folder has the archive, or what it unpacks to."""
+    return bool(_unpacked(folder)) or (folder / _ARCHIVE).is_file()
+
+
+_ARCHIVE = "aclImdb_v1.tar.gz"
+
+
+def _unpacked(folder: Path) -> list[Path]:
+    places = (folder, folder / "aclImdb")
+    return [place for place in places if (place / "train" / "pos").is_dir()]
+
+
 def _contents(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Names, from `aclImdb` on, and contents of the files that are needed."""
     wanted = lambda name: bool(_REVIEW.fullmatch(name) or _LIST.fullmatch(name))
-    for place in (folder, folder / "aclImdb"):
-        if (place / "train" / "pos").is_dir():
-            for path in sorted([*place.glob("*/*.txt"), *place.glob("*/*/*.txt")]):
-                if wanted(name := "aclImdb/" + path.relative_to(place).as_posix()):
-                    yield name, path.read_bytes()
-            return
-    yield from _files.members(_files.required(folder / "aclImdb_v1.tar.gz", URL), wanted)
+    for place in _unpacked(folder):
+        for path in sorted([*place.glob("*/*.txt"), *place.glob("*/*/*.txt")]):
+            if wanted(name := "aclImdb/" + path.relative_to(place).as_posix()):
+                yield name, path.read_bytes()
+        return
+    yield from _files.members(_files.required(folder / _ARCHIVE, URL), wanted)

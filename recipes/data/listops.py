@@ -11,6 +11,8 @@ from ._source import Splits
 
 LRA = "the LRA release, https://storage.googleapis.com/long-range-arena/lra_release.gz"
 
+COUNTS = (96_000, 2_000, 2_000)
+
 # S4's specials, operators, digits, and the bracket that closes an operator: 18 tokens. S4
 # orders them by their frequency in the training set; ids are arbitrary, these are the same
 # for all data. The bracket is X there, by LRA's tokeniser.
@@ -40,7 +42,13 @@ def _ids(text: str, length: int) -> Int32[np.ndarray, " ids"]:
     return np.array([*(_IDS[t] for t in tokens[: length - 1]), _IDS[_text.END]], np.uint16)
 
 
-def load(folder: Path, *, length: int = 2048, pad: _text.Pad = "left") -> Splits:
+def load(
+    folder: Path,
+    *,
+    length: int = 2048,
+    pad: _text.Pad = "left",
+    counts: tuple[int, int, int] | None = COUNTS,
+) -> Splits:
     """96,000 expressions to train on and 2,000 each to choose by and to test: `x` is
     `(length,)`, of int32, `y` a digit.
 
@@ -48,19 +56,23 @@ def load(folder: Path, *, length: int = 2048, pad: _text.Pad = "left") -> Splits
         `Source`, `Target` and a line an expression; LRA's `listops-1000`.
     - `length`: what expressions are padded, or cut, to, with their end.
     - `pad`: on which side: CCNN pads on the left, S4 on the right.
+    - `counts`: how many expressions the files have, or `None` if they may have any number.
 
-    Raises a `FileNotFoundError` if a file is missing, and a `ValueError` that names the line if
-    one is not of this form.
+    Raises a `FileNotFoundError` if a file is missing, and a `ValueError` if one has another
+    number of them, or, with the line, is not of this form.
     """
     _text.check(length, pad)
-    splits = (_read(folder / f"basic_{part}.tsv", length, pad) for part in _PARTS)
+    splits = [
+        _read(folder / f"basic_{part}.tsv", length, pad, count)
+        for part, count in zip(_PARTS, counts or (None, None, None))
+    ]
     return Splits(*splits, vocabulary=VOCABULARY)
 
 
 _PARTS = ("train", "val", "test")
 
 
-def _read(path: Path, length: int, pad: _text.Pad) -> _text.Sequences:
+def _read(path: Path, length: int, pad: _text.Pad, count: int | None) -> _text.Sequences:
     rows = _files.lines(path, LRA)
     if (header := next(rows, (1, ""))[1]) != "Source\tTarget":
         raise ValueError(f"{path} must begin with 'Source\\tTarget', got {header!r}.")
@@ -78,4 +90,5 @@ def _read(path: Path, length: int, pad: _text.Pad) -> _text.Sequences:
         labels.append(int(target))
     if not labels:
         raise ValueError(f"{path} has no expressions.")
+    _files.counted(path, len(labels), count, LRA)
     return _text.Sequences(_text.Texts.of(ids, length, pad), np.array(labels, np.int32))

@@ -22,7 +22,7 @@ def load(
 ) -> Splits:
     """The digits, `(1, 28, 28)` each, normalised.
 
-    A tenth of the 60,000 is to choose by, by PyTorch's `random_split` as S4 and CCNN have it.
+    A tenth of the 60,000 is to choose by, by PyTorch's `random_split` as S4 has it.
 
     - `folder`: where `train-images-idx3-ubyte` and the other three lie, or the same with
         `.gz`.
@@ -45,7 +45,9 @@ def load(
                 f"{labels.shape}, not (n, 28, 28) and (n,)."
             )
         if len(labels) and labels.max() > 9:
-            raise ValueError(f"{name}-labels-idx1-ubyte in {folder} has {labels.max()}.")
+            raise ValueError(
+                f"{name}-labels-idx1-ubyte in {folder} has a label {labels.max()}, not 0 to 9."
+            )
         pixels = pixels[:, None]
         if sequential or permute is not None:
             pixels = pixels.reshape(len(pixels), 1, 784)

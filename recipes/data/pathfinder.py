@@ -14,6 +14,7 @@ from ._source import random_split, Splits
 from .listops import LRA
 
 
+COUNT = 200_000
 LEVELS = ("curv_baseline", "curv_contour_length_9", "curv_contour_length_14")
 
 
@@ -46,7 +47,13 @@ class Drawings:
 
 
 def load(
-    folder: Path, *, level: str = LEVELS[2], sequential: bool = False, seed: int = 42
+    folder: Path,
+    *,
+    level: str = LEVELS[2],
+    size: int | None = None,
+    sequential: bool = False,
+    seed: int = 42,
+    count: int | None = COUNT,
 ) -> Splits:
     """The images of one size and level; `y` is 1 if the discs are on one path.
 
@@ -56,15 +63,17 @@ def load(
     - `folder`: LRA's `pathfinder32`, for Pathfinder, or `pathfinder128`, for Path-X, or 64 or
         256. It has a folder of every level's name.
     - `level`: `"curv_contour_length_14"`, the hardest, is what everybody reports.
+    - `size`: how many pixels an image must have on a side, or `None` if any.
     - `sequential`: rows end to end, `(1, size * size)`.
     - `seed`: of the split.
+    - `count`: how many images there are, or `None` if there may be any number.
 
     Only the lists of images are read here, `metadata/*.npy`. (These are texts in spite of their
     name; drewlinsley/pathfinder: snakes2.py.) The one image that is known to be empty in the
     release, of the easiest level, is left out.
 
     Raises a `FileNotFoundError` if there are no lists, and a `ValueError` if a list is not of
-    its form. Images raise the same when they are read.
+    its form, or there are fewer or smaller images. Images raise the same when they are read.
     """
     if level not in LEVELS:
         raise ValueError(f"`level` must be one of {LEVELS}, got {level!r}.")
@@ -74,7 +83,7 @@ def load(
             f"There are no lists of images {folder / level / 'metadata'}/*.npy. They are from "
             f"{LRA}."
         )
-    names, labels = [], []
+    names, labels, empty = [], [], 0
     for path in sorted(lists, key=lambda path: int(path.stem)):
         for number, line in _files.lines(path, LRA):
             row = line.split()
@@ -84,16 +93,20 @@ def load(
                     f"number and a label, got {line[:80]!r}."
                 )
             if row[3] not in ("0", "1"):
-                raise ValueError(f"{path}, line {number} has the label {row[3]!r}.")
+                raise ValueError(f"{path}, line {number} has the label {row[3]!r}, not 0 or 1.")
             name = f"{level}/{row[0]}/{row[1]}"
             if name == "curv_baseline/imgs/0/sample_172.png" and _empty(folder / name):
+                empty += 1
                 continue
             names.append(name)
             labels.append(int(row[3]))
     if not names:
         raise ValueError(f"The lists of images in {folder / level / 'metadata'} are empty.")
-    size = _size(folder / names[0])
-    source = Drawings(folder, tuple(names), np.array(labels, np.int32), size, sequential)
+    _files.counted(folder / level, len(names) + empty, count, LRA)
+    found = _size(folder / names[0])
+    if size is not None and found != size:
+        raise ValueError(f"{folder} has images of {found} pixels on a side, not {size}.")
+    source = Drawings(folder, tuple(names), np.array(labels, np.int32), found, sequential)
     tenth = len(names) // 10
     lengths = (len(names) - 2 * tenth, tenth, tenth)
     train, valid, test = random_split(source, lengths, seed)

@@ -43,7 +43,10 @@ def load(
         raise ValueError(f"{name} has {widths[0]} columns to train and {widths[1]} to test.")
     classes = np.unique(tables[0][:, 0])
     if unknown := sorted(set(tables[1][:, 0]) - set(classes)):
-        raise ValueError(f"{name}_TEST.tsv has the labels {unknown}; to train there are none.")
+        raise ValueError(
+            f"{name}_TEST.tsv has the labels {unknown}; to train there are only "
+            f"{classes.tolist()}."
+        )
     train, test = (
         Arrays(
             _whole(table[:, 1:], normalise)[:, None].astype(np.float32),
@@ -71,8 +74,12 @@ def _read(path: Path) -> Float[np.ndarray, "series columns"]:
                 "label and at least one value, everywhere as many, are needed."
             )
         values = rows[-1][1:]
-        if np.isinf(rows[-1]).any() or np.isnan(values).all() or np.isnan(rows[-1][0]):
-            raise ValueError(f"{path}, line {number} is infinite, or has no label or values.")
+        if not np.isfinite(rows[-1][0]):
+            raise ValueError(f"{path}, line {number} has the label {rows[-1][0]}, no number.")
+        if np.isinf(values).any():
+            raise ValueError(f"{path}, line {number} has an infinite value.")
+        if np.isnan(values).all():
+            raise ValueError(f"{path}, line {number} has a series without any value.")
     if not rows:
         raise ValueError(f"{path} is empty.")
     return np.stack(rows)
