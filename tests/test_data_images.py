@@ -465,7 +465,7 @@ def test_mnist(tmp_path, zipped):
         ("train-images-idx3-ubyte", lambda c: idx(np.zeros((40, 28, 27))), r"\(40, 28, 27\)"),
         ("train-images-idx3-ubyte", lambda c: b"\0\0\x08\x03" + b"\xff" * 12, "that is 7"),
         ("t10k-labels-idx1-ubyte", lambda c: idx(np.zeros(8)), r"labels \(8,\)"),
-        ("t10k-labels-idx1-ubyte", lambda c: idx(np.full(9, 10)), "has 10"),
+        ("t10k-labels-idx1-ubyte", lambda c: idx(np.full(9, 10)), "has a label 10, not 0 to 9"),
     ),
 )
 def test_damaged_mnist(tmp_path, name, change, message):
