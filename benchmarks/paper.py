@@ -4,12 +4,15 @@ paper.
 
     python -m benchmarks paper --data FOLDER --seeds 0 1 2 --minutes 60
 
-Runs that are done are not run again, and one that was interrupted goes on: `--minutes` starts
-no other after so many. It prints, and writes to `--out`:
+The result of a run that is done is kept in `--results`, by default those that lie beside this
+module: remove them, or name another folder, to run everything anew. Runs that are done are not
+run again, and one that was interrupted goes on: `--minutes` starts no other after so many. It
+prints, and writes to `tables.md` of the results:
 
 - test metrics, the mean and the standard deviation over seeds, with the complexity over that of
-  the base in parentheses: at the end and, after "mean", over the whole training; how long
-  training took over what the base took, compilations included;
+  the base in parentheses: at the end and, after "mean", over the whole training; by how much
+  they differ from the base of the same seed (seeds draw the examples, too); how long training
+  took over what the base took, compilations included;
 - the same beside other networks, trained in the same loop, and of KRWD started from half and
   from double the sizes, with the operations of an evaluation that XLA counts (for S4D its
   impulse responses among them, for CCNNs not: their kernels are rendered once);
@@ -87,6 +90,9 @@ class Choice:
     data: Path | None = None
     """Where data sets lie that cannot be generated. Without, their tasks are left out."""
     out: Path = Path("out/paper")
+    """Where the runs' folders are."""
+    results: Path = Path(__file__).parent / "results"
+    """Where a file a run is, of what it came to."""
     tasks: tuple[str, ...] = tuple(KINDS)
     seeds: tuple[int, ...] = (0, 1, 2)
     minutes: float | None = None
@@ -102,9 +108,9 @@ def run(path: Path | None, arguments: list[str]) -> None:
     # Seeds outermost: whenever it stops, all have run about as often.
     for seed, task in it.product(choice.seeds, tasks):
         for variant in _variants(task):
-            folder = _where(choice, task, variant, seed)
-            if time.monotonic() < until and not (folder / "result.json").is_file():
-                _one(choice, task, variant, seed, folder)
+            file = _where(choice, task, variant, seed)
+            if time.monotonic() < until and not file.is_file():
+                _one(choice, task, variant, seed, file)
     results = {
         (task, variant): found
         for task in tasks
@@ -116,7 +122,7 @@ def run(path: Path | None, arguments: list[str]) -> None:
         return
     parts = (_metrics(tasks, results), _others(tasks, results), _architectures(tasks, results))
     text = "\n\n".join(part for part in parts if part)
-    _folder.write_text(choice.out / "tables.md", text + "\n")
+    _folder.write_text(choice.results / "tables.md", text + "\n")
     print(text, end="\n\n")
     finish(_rows(tasks, results), path)
 
@@ -126,11 +132,11 @@ def _variants(task: str) -> tuple[str, ...]:
 
 
 def _where(choice: Choice, task: str, variant: str, seed: int) -> Path:
-    return choice.out / f"{task}-{variant}-seed{seed}"
+    return choice.results / f"{task}-{variant}-seed{seed}.json"
 
 
-def _one(choice: Choice, name: str, variant: str, seed: int, folder: Path) -> None:
-    kind = KINDS[name]
+def _one(choice: Choice, name: str, variant: str, seed: int, file: Path) -> None:
+    kind, folder = KINDS[name], choice.out / file.stem
     data = None
     if kind.folder is not None:
         assert choice.data is not None
@@ -143,7 +149,8 @@ def _one(choice: Choice, name: str, variant: str, seed: int, folder: Path) -> No
     settings = _settings.resolve(kind.row, options, len(task.splits.train), side)
     done = train(task, settings, folder)
     _report.write(folder, done)
-    _folder.write_text(folder / "result.json", json.dumps(_result(done), indent=1) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _folder.write_text(file, json.dumps(_result(done), indent=1) + "\n")
 
 
 def _result(run: Run) -> dict[str, Any]:
@@ -176,7 +183,7 @@ def _operations(run: Run) -> float:
 
 
 def _found(choice: Choice, task: str, variant: str) -> list[dict[str, Any]]:
-    files = (_where(choice, task, variant, s) / "result.json" for s in choice.seeds)
+    files = (_where(choice, task, variant, s) for s in choice.seeds)
     return [json.loads(file.read_text()) for file in files if file.is_file()]
 
 
@@ -188,6 +195,8 @@ def _metrics(tasks: list[str], results: dict[tuple[str, str], list[dict[str, Any
             metric = next(iter(done[0][0]["test"]))
             cells = (_cell(results.get((task, v)), metric) for v in VARIANTS)
             rows.append((task, metric, *cells))
+            differences = (_difference(results, task, v, metric) for v in VARIANTS)
+            rows.append(("", "difference to base's", *differences))
             times = (_ratio(results, task, v, "seconds") for v in VARIANTS)
             rows.append(("", "time over base's", *times))
     return _report.table(rows)
@@ -199,8 +208,9 @@ def _others(tasks: list[str], results: dict[tuple[str, str], list[dict[str, Any]
         ("task", "network", "metric", "value", "operations over base's", "parameters")
     ]
     for task in tasks:
-        shown = ("base", "krwd", *KINDS[task].others)
-        if not KINDS[task].others or any((task, v) not in results for v in shown):
+        others = [v for v in KINDS[task].others if (task, v) in results]
+        shown = [v for v in ("base", "krwd") if (task, v) in results] + others
+        if not others:
             continue
         for variant in shown:
             found = results[task, variant]
@@ -225,12 +235,23 @@ def _cell(found: list[dict[str, Any]] | None, metric: str, *, relative: bool = T
         return ""
     mean = lambda name: statistics.mean(result[name] for result in found)
     values = [result["test"][metric] for result in found]
-    cell = f"{statistics.mean(values):.4f}"
-    if len(values) > 1:
-        cell += f" ± {statistics.stdev(values):.4f}"
+    cell = f"{_spread(values)}, n = {len(values)}"
     if relative:
         cell += f" ({mean('relative'):.2f}x, mean {mean('mean relative'):.2f}x)"
     return cell
+
+
+def _spread(values: list[float], sign: str = "") -> str:
+    cell = f"{statistics.mean(values):{sign}.4f}"
+    return cell if len(values) < 2 else f"{cell} ± {statistics.stdev(values):.4f}"
+
+
+def _difference(results: dict, task: str, variant: str, metric: str) -> str:
+    """To the base's, seed by seed."""
+    pairs = _pairs(results, task, variant, lambda result: result["test"][metric])
+    if variant == "base" or not pairs:
+        return ""
+    return _spread([one - base for one, base in pairs], "+")
 
 
 def _ratio(results: dict, task: str, variant: str, name: str) -> str:
@@ -240,14 +261,21 @@ def _ratio(results: dict, task: str, variant: str, name: str) -> str:
 
 def _over_base(results: dict, task: str, variant: str, name: str) -> float | None:
     """A mean over that of the base."""
-    if (task, variant) not in results or (task, "base") not in results:
+    pairs = _pairs(results, task, variant, lambda result: result[name])
+    if not pairs:
         return None
-    by_seed = lambda v: {result["seed"]: result[name] for result in results[task, v]}
-    one, base = by_seed(variant), by_seed("base")
-    both = one.keys() & base.keys()
-    if not both:
-        return None
-    return sum(one[seed] for seed in both) / sum(base[seed] for seed in both)
+    return sum(one for one, _ in pairs) / sum(base for _, base in pairs)
+
+
+def _pairs(
+    results: dict, task: str, variant: str, of: Callable[[dict[str, Any]], float]
+) -> list[tuple[float, float]]:
+    """A variant's numbers and the base's, of the seeds that are done for both."""
+    one, base = (
+        {result["seed"]: of(result) for result in results.get((task, v), [])}
+        for v in (variant, "base")
+    )
+    return [(one[seed], base[seed]) for seed in sorted(one.keys() & base.keys())]
 
 
 def _architectures(tasks: list[str], results: dict) -> str:
