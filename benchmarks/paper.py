@@ -5,9 +5,9 @@ paper.
     python -m benchmarks paper --data FOLDER --seeds 0 1 2 --minutes 60
 
 The result of a run that is done is kept in `--results`, by default those that lie beside this
-module: remove them, or name another folder, to run everything anew. Runs that are done are not
-run again, and one that was interrupted goes on: `--minutes` starts no other after so many. It
-prints, and writes to `tables.md` of the results:
+module: remove them, or name another folder, to run everything anew, as is needed once presets
+change. Runs that are done are not run again, and one that was interrupted goes on: `--minutes`
+starts no other after so many. It prints, and writes to `tables.md` of the results:
 
 - test metrics, the mean and the standard deviation over seeds, with the complexity over that of
   the base in parentheses: at the end and, after "mean", over the whole training; by how much
@@ -142,11 +142,17 @@ def _one(choice: Choice, name: str, variant: str, seed: int, file: Path) -> None
         assert choice.data is not None
         data = choice.data / kind.folder
     task = kind.make(name, data, LAPTOP[kind.row], seed)
-    start = STARTS.get(variant, 1.0)
+    start, shown = STARTS.get(variant, 1.0), variant
     variant = "krwd" if variant in STARTS else variant
     options = _settings.Options(variant=variant, start=start, data=data, seed=seed)  # pyright: ignore[reportArgumentType]
     side = max(task.network.shape)
     settings = _settings.resolve(kind.row, options, len(task.splits.train), side)
+    for other in _found(choice, name, shown):
+        if other["settings"] != _comparable(settings):
+            raise SystemExit(
+                f"{choice.results} has {name}, {shown}, of seed {other['seed']} with other "
+                "settings: name another `--results`, or remove it."
+            )
     done = train(task, settings, folder)
     _report.write(folder, done)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +174,15 @@ def _result(run: Run) -> dict[str, Any]:
         "parameters": dn.parameters(run.deployed),
         "operations": _operations(run),
         "architecture": _report.architecture(run) if run.masks else [],
+        "settings": _comparable(run.settings),
     }
+
+
+def _comparable(settings: _settings.Settings) -> dict[str, Any]:
+    """What must be the same for all seeds, as JSON has it."""
+    differ = ("seed", "data")
+    fields = dataclasses.asdict(settings).items()
+    return json.loads(json.dumps({k: v for k, v in fields if k not in differ}))
 
 
 def _operations(run: Run) -> float:
