@@ -100,14 +100,13 @@ def build(
     omega_0: float,
     dropout: float,
     start: float = 1.0,
+    stream: bool = False,
     key: PRNGKeyArray,
 ) -> Built:
     """The network at its capacities, its masks, and its budget's cost and target.
 
     - `learn`: of the letters K, R, W, D.
     - `temperatures`: of resolutions, widths and depth.
-    - `start`: what learned sizes start at, over those of the base network; within what is
-        admissible.
     - The others are those of [`dnarch_eqx.nn.dnarch`][].
     """
     ckey, fkey, lkey = jr.split(key, 3)
@@ -115,17 +114,13 @@ def build(
     if network.vocabulary is not None:
         tokens = {"vocabulary": network.vocabulary, "embedding": network.embedding}
     resolution, width, depth = temperatures
-    if start != 1:
-        # Not afterwards: kernels are made for the masks that they begin with.
-        shortest = min(network.shape)
-        kernel = dn.Gaussian(shortest + 1 - shortest % 2, sigma=sigma)
-        sigma = float(scaled(kernel, start).sigma)
     ccnn, masks = nn.dnarch(
         base,
         learn,
         network.in_channels,
         base.width if network.towers else network.out_channels,
         network.shape,
+        start=start,
         sigma=sigma,
         resolution_temperature=resolution,
         width_temperature=width,
@@ -133,14 +128,10 @@ def build(
         omega_0=omega_0,
         dropout=dropout,
         pool=network.pool,
+        stream=stream and "W" in learn,
         key=ckey,
         **tokens,
     )
-    if start != 1:
-        masks = {
-            axis: mask if isinstance(mask, dn.Gaussian) else scaled(mask, start)
-            for axis, mask in masks.items()
-        }
     axes, cost, target = nn.axes(ccnn), nn.complexity(ccnn), nn.base_sizes(ccnn, base)
     if not network.towers:
         return Built(ccnn, masks, axes, cost, target)
@@ -151,16 +142,6 @@ def build(
     )
     axes = {f".encoder{path}": lies for path, lies in axes.items()}
     return Built(model, masks, axes, cost, target)
-
-
-def scaled(mask: Any, factor: float) -> Any:
-    """A mask of `factor` times the size, or as near to it as is admissible."""
-    if isinstance(mask, dn.Gaussian):
-        name, new = "sigma", mask.sigma * factor
-    else:
-        name = "offset"
-        new = mask.offset + (factor - 1) * mask.unclipped_size() / mask.unit
-    return eqx.tree_at(lambda m: getattr(m, name), mask, new).project()
 
 
 def deploy(built: Built, model: Any, masks: dn.Masks, plan: Mapping[str, int]) -> Any:

@@ -9,7 +9,7 @@ from dnarch_eqx import nn
 from recipes import _hyperparameters
 
 
-_Number = TypeVar("_Number", int, float)
+_Value = TypeVar("_Value", int, float, bool)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,9 @@ class Overrides:
     """What the kernels' masks start at: 0.0325 to 0.5 in the paper."""
     budget_weight: float | None = None
     """λ: what a complexity off its target costs. 0 unless widths and depth are learned."""
+    stream: bool | None = None
+    """Whether the residual stream's width is learned with the others, which the paper does not
+    say. By default on a laptop: without, it has twice the base's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Settings:
     - `task`, `variant`, `preset`, `data`, `seed`, `policy`: as on the command line.
     - `depth`, `width`: of the base network.
     - `start`: what learned sizes start at, over those of the base network.
+    - `stream`: whether the residual stream's width is learned where the others are.
     - `steps`, `warmup`, `batch_size`, `learning_rate`, `mask_rate`, `weight_decay`: of the
         training.
     - `dropout`, `omega_0`, `sigma`, `budget_weight`, `temperatures`: of network and budget.
@@ -89,6 +93,7 @@ class Settings:
     depth: int
     width: int
     start: float
+    stream: bool
     steps: int
     warmup: int
     batch_size: int
@@ -179,6 +184,7 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         depth=base.depth,
         width=base.width,
         start=options.start,
+        stream=_given(over.stream, laptop is not None),
         steps=steps,
         warmup=warmup,
         batch_size=batch_size,
@@ -197,5 +203,5 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
     )
 
 
-def _given(value: _Number | None, otherwise: _Number) -> _Number:
+def _given(value: _Value | None, otherwise: _Value) -> _Value:
     return otherwise if value is None else value

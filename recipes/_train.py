@@ -177,6 +177,7 @@ def build(network: Network, settings: Settings) -> Built:
         omega_0=settings.omega_0,
         dropout=settings.dropout,
         start=settings.start,
+        stream=settings.stream,
         key=jr.key(settings.seed),
     )
 

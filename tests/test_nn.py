@@ -475,6 +475,49 @@ def test_kernels_start_with_unit_energy(shape, sigma, getkey):
     assert np.all(np.asarray(block.conv.bias) == 0)
 
 
+@pytest.mark.parametrize("letters", ("", "W", "KRWD"))
+@pytest.mark.parametrize("start", (1.0, 0.5))
+def test_linear_maps_start_with_the_variance_of_the_base(letters, start, getkey):
+    """Of independent inputs of variance 1, masked, the outputs have a variance of 2 (gain)
+    times the mask's own square, as without masks.
+    """
+    model, masks = nn.dnarch(
+        nn.Base(2, 48), letters, 1, 96, (6,), start=start, stream=True, hidden=2, key=getkey()
+    )
+    ones = lambda axis: np.ones(48) if axis not in masks else np.asarray(masks[axis]())
+    for i, block in enumerate(model.blocks):
+        for part, linear in (("in", block.linear1), ("mid", block.linear2)):
+            squares = np.mean(np.square(linear.weight), 0) @ ones(f"blocks.{i}.{part}") ** 2
+            assert squares == pytest.approx(2, rel=0.15)
+    squares = np.mean(np.square(model.decoder.weight), 0) @ ones("stream") ** 2
+    assert squares == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.parametrize("start", [0.5, 0.75, 2.0])
+def test_other_sizes_to_start_at(start, getkey):
+    """So many times as large, but for those that would exceed the axis or fall below what is
+    admissible; and the capacities are the same.
+    """
+    build = lambda start: nn.dnarch(
+        nn.Base(4, 12), "KRWD", 1, 3, (16,), sigma=0.2, start=start, key=getkey()
+    )
+    (base, masks), (other, moved) = build(1.0), build(start)
+    assert jtu.tree_map(jnp.shape, base) == jtu.tree_map(jnp.shape, other)
+    for axis, mask in moved.items():
+        want = start * float(masks[axis].unclipped_size())
+        if axis == "depth":  # from 0.95 to 0.1 at temperature 8
+            want = max(want, 4 * (np.log(19) + np.log(9)) / 8)
+        if axis.endswith("resolution"):
+            want = min(want, 16)
+        assert float(mask.unclipped_size()) == pytest.approx(want, rel=1e-4), axis
+
+
+@pytest.mark.parametrize("start", (0.0, -1.0, math.nan))
+def test_sizes_that_are_none_to_start_at(start, getkey):
+    with pytest.raises(ValueError, match="`start` must be positive, got"):
+        nn.dnarch(nn.Base(1, 2), "K", 1, 1, (4,), start=start, key=getkey())
+
+
 #
 # DNArch by letter.
 #

@@ -41,6 +41,7 @@ def dnarch(
     out_channels: int,
     shape: tuple[int, ...],
     *,
+    start: float = 1.0,
     sigma: float = 0.5,
     resolution_temperature: float = 25.0,
     width_temperature: float = 25.0,
@@ -50,7 +51,9 @@ def dnarch(
     **ccnn: Any,
 ) -> tuple[CCNN, dict[str, AbstractMask]]:
     """`DNArch_{learn}(CCNN_base)`: a CCNN at its capacities, and the masks that start it as
-    the base network (Appx. E.1).
+    the base network (Appx. E.1). Weights are drawn accordingly: those of the kernels, and of
+    linear maps that read learned channels, are as large as suits the positions that masks keep
+    at first. For twice as many they would be too small, and every branch weak.
 
     **Arguments:**
 
@@ -58,6 +61,8 @@ def dnarch(
     - `learn`: of the letters K, R, W, D those whose sizes are learned: kernels, resolutions,
         widths, depth. `"KRWD"` is all; `""` is the base network itself, with global kernels.
     - `in_channels`, `out_channels`, `shape`, `key`, `**ccnn`: see [`dnarch_eqx.nn.CCNN`][].
+    - `start`: what learned sizes start at, over those of the base network and `sigma`, or as
+        near to it as is admissible. The capacities do not depend on it.
     - `sigma`: what the kernels' masks start at.
     - `resolution_temperature`, `width_temperature`, `depth_temperature`: of the sigmoids.
     - `stream`: whether the residual stream's width is learned with the other widths, which
@@ -66,14 +71,18 @@ def dnarch(
     **Returns:**
 
     The model and the dictionary of masks.
+
+    Raises `ValueError` for arguments out of range.
     """
     if len(set(learn)) != len(learn) or not set(learn) <= set("KRWD"):
         raise ValueError(f"`learn` must be some of the letters K, R, W, D, got {learn!r}.")
+    if not start > 0:
+        raise ValueError(f"`start` must be positive, got {start}.")
     taps = None
     if "K" in learn:
         with jax.ensure_compile_time_eval():  # so that models can be made inside jit
-            extents = [Gaussian(n + 1 - n % 2, sigma=sigma).active() for n in shape]
-            taps = math.prod(map(int, extents))
+            grid = [Gaussian(n + 1 - n % 2, sigma=sigma) for n in shape]
+            taps = math.prod(int(_scaled(mask, start).active()) for mask in grid)
     model = CCNN(
         in_channels,
         out_channels,
@@ -93,7 +102,34 @@ def dnarch(
         masks |= width_masks(model, base.width, temperature=width_temperature, stream=stream)
     if "D" in learn:
         masks |= depth_masks(model, base.depth, temperature=depth_temperature)
-    return model, masks
+    masks = {axis: _scaled(mask, start) for axis, mask in masks.items()}
+    return _made_for(model, masks), masks
+
+
+def _scaled(mask: Any, factor: float) -> Any:
+    """A mask of so many times the size, or as near to it as is admissible."""
+    if factor == 1:
+        return mask
+    if isinstance(mask, Gaussian):
+        where, new = lambda m: m.sigma, factor * mask.sigma
+    else:
+        further = (factor - 1) * mask.unclipped_size() / mask.unit
+        where, new = lambda m: m.offset, mask.offset + further
+    return eqx.tree_at(where, mask, new).project()
+
+
+def _made_for(model: CCNN, masks: Masks) -> CCNN:
+    """With linear maps whose outputs have the variance that they have without masks."""
+    readers: dict[str, Any] = {"stream": lambda m: m.decoder.weight}
+    for i in range(len(model.blocks)):
+        readers[f"blocks.{i}.in"] = lambda m, i=i: m.blocks[i].linear1.weight
+        readers[f"blocks.{i}.mid"] = lambda m, i=i: m.blocks[i].linear2.weight
+    for axis, weight in readers.items():
+        if axis in masks:
+            mask = masks[axis]
+            gain = jnp.sqrt(mask.capacity / jnp.sum(mask() ** 2))
+            model = eqx.tree_at(weight, model, gain * weight(model))
+    return model
 
 
 def kernel_masks(model: CCNN, *, sigma: float = 0.5) -> dict[str, AbstractMask]:
