@@ -103,21 +103,21 @@ class Laptop:
 
 
 LAPTOP = {
-    "listops": Laptop((16000, 1000, 2000), side=128, steps=2000),
-    "text": Laptop((20000, 1000, 2000), side=512, steps=1000),
+    "listops": Laptop((16000, 1000, 10000), side=128, steps=6000),
+    "text": Laptop((20000, 1000, 10000), side=512, steps=2000),
     "retrieval": Laptop((8000, 500, 1000), side=256, steps=500, batch_size=16),
-    "image": Laptop((8000, 1000, 2000), side=16, steps=2000),
+    "image": Laptop((16000, 1000, 10000), side=16, steps=3000),
     "pathfinder": Laptop((4000, 500, 500), side=16, steps=500),
     "pathx": Laptop((2000, 250, 250), side=32, steps=250, batch_size=16),
-    "cifar10": Laptop((8000, 1000, 2000), side=16, steps=2000),
-    "cifar100": Laptop((8000, 1000, 2000), side=16, steps=2000),
-    "darcy": Laptop((200, 32, 64), side=29, steps=1000, batch_size=8),
+    "cifar10": Laptop((16000, 1000, 10000), side=16, steps=3000),
+    "cifar100": Laptop((16000, 1000, 10000), side=16, steps=3000),
+    "darcy": Laptop((200, 32, 64), side=29, steps=2000, batch_size=8),
     "cosmic": Laptop((400, 48, 96), side=32, steps=1000, batch_size=8),
-    "mnist": Laptop((8000, 1000, 2000), side=14, steps=2000),
-    "sequential": Laptop((8000, 1000, 2000), side=14, steps=2000),
-    "permuted": Laptop((8000, 1000, 2000), side=14, steps=2000),
-    "ucr": Laptop((4000, 500, 2000), side=256, steps=1000),
-    "membranes": Laptop((1536, 192, 192), side=32, steps=1500, batch_size=8),
+    "mnist": Laptop((16000, 1000, 10000), side=14, steps=3000),
+    "sequential": Laptop((16000, 1000, 10000), side=14, steps=4000),
+    "permuted": Laptop((16000, 1000, 10000), side=14, steps=4000),
+    "ucr": Laptop((4000, 500, 2000), side=256, steps=2000),
+    "membranes": Laptop((1536, 192, 192), side=32, steps=2000, batch_size=8),
 }
 
 
