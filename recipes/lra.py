@@ -165,12 +165,11 @@ def _pathfinder(name: str, data: Path | None, laptop: Laptop | None, seed: int) 
     return _pixels(name, splits, 2, about)
 
 
-# Short contours: long ones take longer to learn than a laptop should.
+# Contours of three paddles, and nothing beside the two: more takes longer to learn than a
+# laptop should.
 SMALL = {
-    16: generate_pathfinder.Spec(
-        size=16, contour_length=4, distractor_length=2, distractors=2, seed_distance=3
-    ),
-    32: generate_pathfinder.Spec(contour_length=6, distractor_length=2, distractors=5),
+    16: generate_pathfinder.Spec(size=16, contour_length=3, distractors=0, seed_distance=3),
+    32: generate_pathfinder.Spec(contour_length=3, distractors=0),
 }
 
 
