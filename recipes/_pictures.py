@@ -193,7 +193,7 @@ def _compilations(compilations: Sequence[Mapping[str, Any]], steps: int):
     plot.set_ylim(0, max(1.25 * seconds.sum(), 1.0))
     plot.set_xlabel("step")
     plot.set_ylabel("seconds until then")
-    plot.set_title(f"{len(compilations)} compilations", fontsize=10)
+    plot.set_title(f"Compilations: {len(compilations)}", fontsize=10)
     plot.legend(loc="upper left", fontsize=8)
     figure.tight_layout()
     return figure

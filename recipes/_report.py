@@ -40,7 +40,7 @@ def _text(run: Run) -> str:
         f"the one that trained: {dn.parameters(run.built.model):,}. Their outputs differ by "
         f"{run.error:.1e} of the largest.",
         f"{settings.steps:,} steps in {seconds:.0f} s, {compiling:.0f} s of them spent waiting "
-        f"for {len(run.compilations)} compilations.",
+        f"for the compiler. Compilations: {len(run.compilations)}.",
         table(architecture(run)) if run.masks else "",
         "Networks are the last ones, not the best by validation.",
         "## Settings",
