@@ -103,7 +103,7 @@ class Laptop:
 
 
 LAPTOP = {
-    "listops": Laptop((16000, 1000, 10000), side=128, steps=6000),
+    "listops": Laptop((16000, 1000, 10000), side=128, steps=6000, sigma=0.5),
     "text": Laptop((20000, 1000, 10000), side=512, steps=2000),
     "retrieval": Laptop((8000, 500, 1000), side=256, steps=500, batch_size=16),
     "image": Laptop((16000, 1000, 10000), side=16, steps=3000),
