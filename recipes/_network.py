@@ -128,7 +128,7 @@ def build(
         omega_0=omega_0,
         dropout=dropout,
         pool=network.pool,
-        stream=stream and "W" in learn,
+        stream=stream,
         key=ckey,
         **tokens,
     )
