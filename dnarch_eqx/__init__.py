@@ -91,6 +91,7 @@ from ._trace import (
     replay as replay,
     Trace as Trace,
 )
+from ._velocity import Velocity as Velocity
 
 
 __version__ = _version("dnarch_eqx")

@@ -3,7 +3,8 @@ from jaxtyping import Float, Int
 
 from ._learner import Aux
 from ._timing import Grid
-from ._trace import Trace, Velocity
+from ._trace import Trace
+from ._velocity import Velocity
 
 
 _Sizes = Int[np.ndarray, " axes"]
@@ -23,7 +24,7 @@ class Motion:
         self.seen = 0
         self._changes: list[tuple[int, _Sizes]] = []
         self._reach: np.ndarray | None = None
-        self.velocity = Velocity(len(grid.axes))
+        self.velocity = Velocity.none(len(grid.axes))
 
     @property
     def known(self) -> bool:
@@ -40,7 +41,7 @@ class Motion:
     def restart(self) -> None:
         """Other masks than the last: what was known does not hold for them."""
         self._reach = None
-        self.velocity = Velocity(len(self._grid.axes))
+        self.velocity = Velocity.none(len(self._grid.axes))
 
     def lose(self) -> None:
         """Masks of a step that was not seen, and does not come to be."""
@@ -52,7 +53,7 @@ class Motion:
             return False
         active = np.asarray(aux.active)
         self._reach = np.asarray(aux.reach)
-        self.velocity.update(self._reach)
+        self.velocity = self.velocity.update(self._reach)
         if not self._changes or (active != self._changes[-1][1]).any():
             self._changes.append((self.seen, active))
         self.seen += 1
@@ -67,8 +68,10 @@ class Motion:
         return self._held(steps * self.velocity.peak)
 
     def expected(self, steps: float) -> _Sizes:
-        """The largest active counts, as things go, until so many steps later."""
-        return self._held(steps * np.maximum(self.velocity.mean, 0.0))
+        """The active counts that are exceeded so many steps later, as things go, unless they
+        only went back and forth.
+        """
+        return self._held(self.velocity.rise(steps, -1.0))
 
     def _held(self, moved: Float[np.ndarray, " axes"]) -> _Sizes:
         return np.minimum(self._reach + moved, self._grid.capacity).astype(int)

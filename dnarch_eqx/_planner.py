@@ -276,7 +276,7 @@ class Planner:
             self._motion.seen + len(self._flight),
             active,
             expected,
-            self._motion.velocity.mean,
+            self._motion.velocity,
             self._sizes,
             self._grid,
             timing,

@@ -4,10 +4,11 @@ import math
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from ._misc import at_least
 from ._timing import Grid, Timing
+from ._velocity import Velocity
 
 
 _State = TypeVar("_State")
@@ -21,7 +22,7 @@ class Observation:
     - `active`: the active count of every axis, in the order of the axes' names.
     - `expected`: the largest counts foreseen until a compilation that starts now is done;
         at least `active`.
-    - `velocity`: positions a step; negative while an axis shrinks.
+    - `velocity`: how fast axes move: `velocity.rise(steps)` is by how many positions they grow.
     - `plan`: the present buckets, or `None` before the first step.
     - `grid`: the ladders. `grid.fit(counts)` gives the smallest buckets that hold counts.
     - `timing`: what plans cost.
@@ -30,7 +31,7 @@ class Observation:
     step: int
     active: Int[np.ndarray, " axes"]
     expected: Int[np.ndarray, " axes"]
-    velocity: Float[np.ndarray, " axes"]
+    velocity: Velocity
     plan: Int[np.ndarray, " axes"] | None
     grid: Grid
     timing: Timing
@@ -150,11 +151,11 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
     next one; grows at once. That is ski rental, jointly for all axes: one compilation shrinks
     all of those that can.
 
-    **Growing.** The new plan holds the counts of a horizon of $H$ steps at the present
-    velocities, where $H$ minimises $C / H + (s(H) - s(0)) / 2$, the compilation and the
-    mean waste a step ($C$ seconds a compilation, $s(h)$ seconds a step under the plan that
-    holds the counts $h$ steps ahead): the economic order quantity, with $H$ at most as many
-    steps as the run has had. Plans that have to grow again before they have run for $C$
+    **Growing.** The new plan holds what the counts hardly exceed within a horizon of $H$ steps,
+    one standard deviation more than expected, where $H$ minimises $C / H + (s(H) - s(0)) / 2$,
+    the compilation and the mean waste a step ($C$ seconds a compilation, $s(h)$ seconds a step
+    under the plan that holds the counts $h$ steps ahead): the economic order quantity, with $H$
+    at most as many steps as the run has had. Plans that have to grow again before they have run for $C$
     seconds double their headroom, so that a jump over $n$ buckets takes $O(\log n)$
     compilations.
 
@@ -211,7 +212,7 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
             return BreakEvenState(now, 0.0, timing.step(new), growths), new
         step, since = timing.step(plan), max(now - state.step, 1)
         fit = observation.grid.fit(observation.expected)
-        if (fit != plan).any():
+        if (fit != plan).any() and fit.tobytes() not in timing.held:
             # With the room that growing axes would be given: it is not taken from them.
             fit = _grown(observation, 0.0)
         fitting = timing.step(fit)
@@ -285,17 +286,15 @@ class Oracle(AbstractPolicy[int]):
 def _grown(observation: Observation, headroom: float) -> Int[np.ndarray, " axes"]:
     """The plan to grow to: with room for as many steps as make up for a compilation."""
     fit, timing = observation.grid.fit, observation.timing
-    rising = np.maximum(observation.velocity, 0.0)
-    ahead = lambda steps: np.ceil(observation.expected + steps * rising - 1e-9).astype(int)
-    tight = timing.step(fit(observation.expected))
-    price = lambda steps: (
-        timing.compile / steps + 0.5 * (timing.step(fit(ahead(steps))) - tight)
-    )
-    moving = timing.scale > 0 and bool(np.any(rising > 0))
     # Nothing is taken to move on for longer than the run has lasted.
-    horizons = (2**i for i in range(max(observation.step, 1).bit_length()))
-    horizon = min(horizons, key=price) if moving else 0
-    return fit(_roomy(ahead(horizon), headroom))
+    horizons = 2 ** np.arange(max(observation.step, 1).bit_length())
+    rises = observation.velocity.rise(horizons, 1.0)
+    wanted = observation.expected
+    if timing.scale > 0 and rises.any():
+        ahead = np.ceil(observation.expected + rises - 1e-9).astype(int)
+        waste = [timing.step(sizes) for sizes in fit(ahead)]
+        wanted = ahead[np.argmin(timing.compile / horizons + 0.5 * np.array(waste))]
+    return fit(_roomy(wanted, headroom))
 
 
 def _held(

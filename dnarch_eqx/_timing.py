@@ -42,8 +42,8 @@ class Grid:
         self._fits = np.concatenate([*fits, np.zeros(0, int)])
         self._starts = np.cumsum([0, *map(len, fits)])[:-1]
 
-    def fit(self, counts: Int[np.ndarray, " axes"]) -> Int[np.ndarray, " axes"]:
-        """The smallest buckets that hold these counts."""
+    def fit(self, counts: Int[np.ndarray, "*n axes"]) -> Int[np.ndarray, "*n axes"]:
+        """The smallest buckets that hold these counts, of one plan or of an array of them."""
         return self._fits[self._starts + np.minimum(counts, self.capacity)]
 
     def plan(self, sizes: Int[np.ndarray, " axes"]) -> Plan:

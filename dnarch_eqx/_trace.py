@@ -3,12 +3,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from ._masks import Masks
 from ._plan import Ladder, Plan
 from ._policy import AbstractPolicy, Observation, Oracle
 from ._timing import Grid, Timing
+from ._velocity import Velocity
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -99,37 +100,6 @@ class Outcome:
         return self.exact / self.seconds
 
 
-class Velocity:
-    """A running mean of how fast each axis moves: state on the host, one a run."""
-
-    mean: Float[np.ndarray, " axes"]
-    peak: Float[np.ndarray, " axes"]
-
-    def __init__(self, axes: int, *, steps: float = 20.0):
-        """**Arguments:**
-
-        - `axes`: how many.
-        - `steps`: over how many steps the mean reaches.
-        """
-        self.mean = np.zeros(axes)
-        self.peak = np.zeros(axes)
-        self._steps = steps
-        self._taken = 0
-        self._last: np.ndarray | None = None
-
-    def update(self, position: Float[np.ndarray, " axes"]) -> None:
-        """Takes in the positions after one more step."""
-        if self._last is not None:
-            moved = position - self._last
-            self._taken += 1
-            new = 1 / min(self._taken, self._steps)
-            mean = (1 - new) * self.mean + new * moved
-            # Positions are rounded to float32: what is below that is no movement.
-            self.mean = mean * (np.abs(mean) >= 1e-5)
-            self.peak = np.maximum((1 - 1 / self._steps) * self.peak, moved)
-        self._last = position
-
-
 def replay(
     trace: Trace,
     policy: AbstractPolicy,
@@ -156,20 +126,20 @@ def replay(
     grid = _grid(trace, masks, buckets)
     if keep < 1 or foresight < 0:
         raise ValueError(f"`keep` must be at least 1 and `foresight` 0, got {keep, foresight}.")
-    velocity = Velocity(len(trace.axes))
+    velocity = Velocity.none(len(trace.axes))
     state, sizes, held = policy.init(), None, []
     compilations, compiling, stepping, exact, waste = 0, 0.0, 0.0, 0.0, 0.0
     plans: list[tuple[int, Plan]] = []
     for step, active in enumerate(trace.every_step()):
-        velocity.update(active.astype(float))
-        ahead = np.floor(active + foresight * np.maximum(velocity.mean, 0) + 1e-9).astype(int)
+        velocity = velocity.update(active.astype(float))
+        ahead = np.floor(active + velocity.rise(foresight, -1.0) + 1e-9).astype(int)
         free = frozenset(key for key in held)
         now = dataclasses.replace(timing, held=timing.held | free)
         seen = Observation(
             step,
             active,
             np.minimum(np.maximum(active, ahead), grid.capacity),
-            velocity.mean,
+            velocity,
             sizes,
             grid,
             now,

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools as it
 import threading
 
@@ -207,8 +208,9 @@ def test_masks_are_not_waited_for(peak, net, getkey, monkeypatch):
 
     monkeypatch.setattr(_planner, "counts", refuse)
     if peak is not None:
-        monkeypatch.setattr(planner._motion.velocity, "update", lambda _: None)
-        planner._motion.velocity.peak = np.full(2, peak)
+        monkeypatch.setattr(dn.Velocity, "update", lambda velocity, _: velocity)
+        velocity = dataclasses.replace(planner._motion.velocity, peak=np.full(2, peak))
+        planner._motion.velocity = velocity
     for batch in batches(getkey(), 20):
         state, _ = planner.step(state, batch)
         assert peak is None or len(planner._flight) <= 2

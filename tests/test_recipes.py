@@ -562,7 +562,7 @@ def observation(active, plan, seconds: float) -> dn.Observation:
     timing = dn.Timing(lambda sizes: float(sizes[0]), seconds, seconds, 7 * seconds)
     active = np.array(active)
     plan = None if plan is None else np.array(plan)
-    return dn.Observation(5, active, active, np.zeros(1), plan, grid, timing)
+    return dn.Observation(5, active, active, dn.Velocity.none(1), plan, grid, timing)
 
 
 def test_supposed_times():

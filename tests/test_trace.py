@@ -124,27 +124,6 @@ def test_trace_errors(axes, shape, message):
 #
 
 
-def test_velocity():
-    velocity = Velocity(2, steps=4.0)
-    for position, mean, peak in (
-        ((3.0, 8.0), (0.0, 0.0), (0.0, 0.0)),  # nothing has moved yet
-        ((7.0, 8.0), (4.0, 0.0), (4.0, 0.0)),
-        ((7.0, 4.0), (2.0, -2.0), (3.0, 0.0)),
-        ((7.0, 4.0), (4 / 3, -4 / 3), (2.25, 0.0)),
-        ((7.0, 4.0), (1.0, -1.0), (1.6875, 0.0)),
-        ((7.0, 4.0), (0.75, -0.75), (1.265625, 0.0)),  # the last four steps count most
-    ):
-        velocity.update(np.array(position))
-        assert velocity.mean == pytest.approx(mean)
-        assert velocity.peak.tolist() == list(peak)
-    for _ in range(100):
-        velocity.update(np.array([7.0, 4.0]))
-    assert velocity.mean.tolist() == [0, 0]
-    for n in range(200):
-        velocity.update(np.array([7 + 0.5 * n, 4.0]))
-    assert velocity.mean == pytest.approx([0.5, 0.0])
-
-
 #
 # Replays.
 #
