@@ -151,13 +151,13 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
     next one; grows at once. That is ski rental, jointly for all axes: one compilation shrinks
     all of those that can.
 
-    **Growing.** The new plan holds what the counts hardly exceed within a horizon of $H$ steps,
-    one standard deviation more than expected, where $H$ minimises $C / H + (s(H) - s(0)) / 2$,
-    the compilation and the mean waste a step ($C$ seconds a compilation, $s(h)$ seconds a step
-    under the plan that holds the counts $h$ steps ahead): the economic order quantity, with $H$
-    at most as many steps as the run has had. Plans that have to grow again before they have run for $C$
-    seconds double their headroom, so that a jump over $n$ buckets takes $O(\log n)$
-    compilations.
+    **Growing.** The new plan holds what the counts hardly exceed within a horizon of $H$
+    steps, one standard deviation more than expected, where $H$ minimises
+    $C / H + (s(H) - s(0)) / 2$, the compilation and the mean waste a step ($C$ seconds a
+    compilation, $s(h)$ seconds a step under the plan that holds the counts $h$ steps ahead):
+    the economic order quantity, with $H$ at most as many steps as the run has had. Plans that
+    have to grow again before they have run for $C$ seconds double their headroom, so that a
+    jump over $n$ buckets takes $O(\log n)$ compilations.
 
     **Free room.** A plan that has to be compiled gets one bucket more on every axis where that
     costs nothing by the model, if not by the clock, as on kernels under

@@ -4,7 +4,9 @@ import numpy as np
 from jaxtyping import Float, Real
 
 
-_SPANS = np.array([16, 64, 256, 1024, 4096])
+# Steps are taken together by so many; spans of so many of these have a mean each.
+_BLOCK = 16
+_SPANS = np.array([1, 4, 16, 64, 256])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -13,36 +15,54 @@ class Velocity:
     numpy, with an entry an axis.
 
     Gradients are noisy, and what masks do in a few steps says little of the next thousand. So
-    a forecast goes by what was seen over about as many steps as it reaches, and says how sure
-    it is: what goes back and forth drifts by $n$ after $n$ steps no more than by $\sqrt n$.
+    a forecast goes by what was seen over about as many steps as it reaches, from 16 to 4,096,
+    and says how sure it is: what only goes back and forth is after $n$ steps no further than
+    $\sqrt n$ times what it is after one.
 
     - `peak`: the fastest of late, in positions a step.
     """
 
     peak: Float[np.ndarray, " axes"]
+    # Of blocks: the mean velocity, and the mean square of those that rise alone: an axis that
+    # only shrinks needs no room.
     _mean: Float[np.ndarray, "spans axes"]
-    # Of what rises alone: an axis that only shrinks has no room to be given.
     _square: Float[np.ndarray, "spans axes"]
-    _taken: int = 0
+    # What follows from these: positions a step, and a root of a step.
+    _drift: Float[np.ndarray, "spans axes"]
+    _spread: Float[np.ndarray, "spans axes"]
+    _steps: int = 0
+    _first: Float[np.ndarray, " axes"] | None = None  # of the block
     _last: Float[np.ndarray, " axes"] | None = None
 
     @staticmethod
     def none(axes: int) -> "Velocity":
         """Of axes that were not seen yet: they do not move."""
-        return Velocity(np.zeros(axes), *np.zeros((2, len(_SPANS), axes)))
+        zeros = np.zeros((len(_SPANS), axes))
+        return Velocity(zeros[0], zeros, zeros, zeros, zeros)
 
     def update(self, position: Float[np.ndarray, " axes"]) -> "Velocity":
         """With the positions after one more step."""
-        if self._last is None:
-            return dataclasses.replace(self, _last=position)
-        moved = position - self._last
-        taken = self._taken + 1
-        # Exponential means, and plain ones until there are as many steps.
-        new = 1 / np.minimum(taken, _SPANS)[:, None]
-        mean = self._mean + new * (moved - self._mean)
-        square = self._square + new * (np.maximum(mean[0], 0.0) ** 2 - self._square)
-        peak = np.maximum((1 - 1 / _SPANS[0]) * self.peak, moved)
-        return Velocity(peak, mean, square, taken, position)
+        if self._last is None or self._first is None:
+            return dataclasses.replace(self, _first=position, _last=position)
+        first, mean, square = self._first, self._mean, self._square
+        drift, spread = self._drift, self._spread
+        peak = np.maximum((1 - 1 / _BLOCK) * self.peak, position - self._last)
+        steps = self._steps + 1
+        if steps < _BLOCK:
+            drift = np.maximum(mean + (position - first) / steps, 0.0)
+        elif steps % _BLOCK == 0:
+            # Exponential means, and plain ones until there are as many blocks.
+            new = 1 / np.minimum(steps // _BLOCK, _SPANS)[:, None]
+            block = (position - first) / _BLOCK
+            mean = mean + new * (block - mean)
+            square = square + new * (np.maximum(block, 0.0) ** 2 - square)
+            # Positions are rounded to float32: what is below that is no movement.
+            drift = np.where(mean >= 1e-5, mean, 0.0)
+            # The mean over a block has a 16th of the variance of a step.
+            spread = np.sqrt(_BLOCK * np.maximum(square - drift**2, 0.0))
+            spread = np.where(spread >= 1e-4, spread, 0.0)
+            first = position
+        return Velocity(peak, mean, square, drift, spread, steps, first, position)
 
     def rise(
         self, steps: Real[np.ndarray, "*n"] | float, deviations: float = 0.0
@@ -52,14 +72,9 @@ class Velocity:
         - `steps`: one horizon, or an array of them.
         - `deviations`: how many standard deviations more than expected, or fewer.
         """
-        steps = np.asarray(steps, float)
-        span = np.minimum(np.searchsorted(_SPANS, steps), len(_SPANS) - 1)
-        drift = np.maximum(self._mean, 0.0)
-        # Positions are rounded to float32: what is below that is no movement.
-        drift *= drift >= 1e-5
-        rise = steps[..., None] * drift[span]
+        span = np.minimum(np.searchsorted(_BLOCK * _SPANS, steps), len(_SPANS) - 1)
+        steps = np.asarray(steps, float)[..., None]
+        rise = steps * self._drift[span]
         if deviations:
-            # The mean over n steps has 1 / 2n of the variance of a step.
-            spread = np.sqrt(2 * _SPANS[0] * np.maximum(self._square - drift**2, 0.0))
-            rise = rise + deviations * np.sqrt(steps)[..., None] * spread[span]
+            rise += deviations * np.sqrt(steps) * self._spread[span]
         return np.maximum(rise, 0.0)

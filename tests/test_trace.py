@@ -8,7 +8,6 @@ import pytest
 from test_policy import LADDERS, masks_of, segments, total, volume
 
 import dnarch_eqx as dn
-from dnarch_eqx._trace import Velocity
 
 
 few = hp.settings(max_examples=30, deadline=None, derandomize=True)

@@ -42,11 +42,15 @@ def test_by_hand():
 
 
 def test_short_runs():
-    """Before there are as many steps as a horizon has, all of them count alike."""
-    moves = np.random.default_rng(0).normal(size=(50, 1))
-    velocity = after(np.cumsum(moves, 0))
-    mean = moves[1:].mean()
-    np.testing.assert_allclose(velocity.rise(300.0), [max(300 * mean, 0)])
+    """Before there are as many steps as a horizon has, all of them count alike (but for the
+    last few, which are taken together by 16).
+    """
+    walk = np.cumsum(np.random.default_rng(0).normal(size=(60, 20)), 0)
+    for steps in (1, 5, 15, 16, 48, 59):
+        last = steps if steps < 16 else steps // 16 * 16
+        mean = (walk[last] - walk[0]) / last
+        velocity = after(walk[: steps + 1])
+        np.testing.assert_allclose(velocity.rise(300.0), np.maximum(300 * mean, 0), atol=1e-12)
 
 
 def test_noise_is_no_movement():
