@@ -186,14 +186,20 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
 
     - `patience`: how many times its cost has to be wasted before a compilation.
     - `headroom`: of plans that had to grow again at once; it doubles each time.
+    - `steps`: how many steps the run has, if that is known: what would not pay for itself by
+        then is not compiled, and no room is given for later. (The proof is for an end that is
+        not known.)
     """
 
     patience: float = 1.0
     headroom: float = 0.05
+    steps: int | None = None
 
     def __post_init__(self):
         at_least("patience", self.patience, 0)
         at_least("headroom", self.headroom, 0)
+        if self.steps is not None:
+            at_least("steps", self.steps, 1)
 
     def init(self) -> BreakEvenState:
         return BreakEvenState()
@@ -206,7 +212,7 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
         if observation.must_grow:
             again = state.ran < timing.compile
             growths = min(state.growths + 1, 32) if again else 0
-            new = _grown(observation, self.headroom * (2**growths - 1))
+            new = _grown(observation, self.headroom * (2**growths - 1), self._left(now))
             # Nor is what others have just grown to given up.
             new = _free(observation, np.maximum(new, plan) if again else new)
             return BreakEvenState(now, 0.0, timing.step(new), growths), new
@@ -214,14 +220,19 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
         fit = observation.grid.fit(observation.expected)
         if (fit != plan).any() and fit.tobytes() not in timing.held:
             # With the room that growing axes would be given: it is not taken from them.
-            fit = _grown(observation, 0.0)
+            fit = _grown(observation, 0.0, self._left(now))
         fitting = timing.step(fit)
         wasted = state.wasted + since * max(step - fitting, 0.0)
         # Looked up only where it matters: this is done at every step.
         price = lambda: timing.compile if _held(observation, fit) is None else 0.0
-        if fitting < step and wasted > self.patience * price():
+        due = fitting < step and wasted > self.patience * price()
+        if due and self._left(now) * (step - fitting) > price():
             return BreakEvenState(now, ran=math.inf), _free(observation, fit)
         return BreakEvenState(now, wasted, state.ran + since * step, state.growths), plan
+
+    def _left(self, step: int) -> float:
+        """How many steps there still are."""
+        return math.inf if self.steps is None else max(self.steps - step, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,11 +294,14 @@ class Oracle(AbstractPolicy[int]):
         return state, plan
 
 
-def _grown(observation: Observation, headroom: float) -> Int[np.ndarray, " axes"]:
-    """The plan to grow to: with room for as many steps as make up for a compilation."""
+def _grown(observation: Observation, headroom: float, left: float) -> Int[np.ndarray, " axes"]:
+    """The plan to grow to: with room for as many steps as make up for a compilation, of those
+    that are left.
+    """
     fit, timing = observation.grid.fit, observation.timing
     # Nothing is taken to move on for longer than the run has lasted.
-    horizons = 2 ** np.arange(max(observation.step, 1).bit_length())
+    most = int(min(max(observation.step, 1), left))
+    horizons = 2 ** np.arange(most.bit_length())
     rises = observation.velocity.rise(horizons, 1.0)
     wanted = observation.expected
     if timing.scale > 0 and rises.any():

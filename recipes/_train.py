@@ -107,7 +107,8 @@ def train(
     bar = tqdm(total=settings.steps, initial=step, desc=task.name, mininterval=1, disable=None)
     while step < settings.steps:
         if planner is None or settings.policy == "reproducible":
-            planner, before = _planner(learner, settings, built, plan), trajectory.trace
+            planner = _planner(learner, settings, built, plan, settings.steps - step)
+            before = trajectory.trace
         until = min(step - step % settings.segment + settings.segment, settings.steps)
         auxes, start = [], time.perf_counter()
         while step < until:
@@ -236,10 +237,10 @@ def _learner(task: Task, settings: Settings, built: Built) -> dn.Learner:
 
 
 def _planner(
-    learner: dn.Learner, settings: Settings, built: Built, plan: dn.Plan | None
+    learner: dn.Learner, settings: Settings, built: Built, plan: dn.Plan | None, steps: int
 ) -> dn.Planner:
-    """A planner that begins with a plan, or with one of its own."""
-    policy: dn.AbstractPolicy = dn.BreakEven()
+    """A planner for so many steps, that begins with a plan or with one of its own."""
+    policy: dn.AbstractPolicy = dn.BreakEven(steps=steps)
     reproducible = settings.policy == "reproducible"
     if reproducible:
         assert learner.budget is not None
@@ -258,9 +259,11 @@ def _planner(
 
 
 def _buckets(settings: Settings, masks: dn.Masks) -> dict[str, dn.Ladder]:
-    # Fine ones for narrow networks: the policy sees to it that there are few compilations.
-    ratio, multiple = (1.1, 4) if settings.width < 64 else (1.25, 8)
-    return nn.buckets(masks, ratio=ratio, multiple=multiple)
+    # Fine ones: the policy sees to it that there are few compilations. But coarse ones for
+    # kernels, which are rendered once for all examples.
+    fine = nn.buckets(masks, ratio=1.06, multiple=2 if settings.width < 64 else 8)
+    coarse = nn.buckets(masks, ratio=1.5)
+    return {axis: (coarse if ".kernel" in axis else fine)[axis] for axis in masks}
 
 
 def _covering(settings: Settings, plan: dn.Plan | None, masks: dn.Masks) -> dn.Plan:

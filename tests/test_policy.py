@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import functools as ft
 import itertools as it
 import math
@@ -269,6 +270,7 @@ POLICIES = (
     dn.BreakEven(),
     dn.BreakEven(0.0),
     dn.BreakEven(2.5, 1.0),
+    dn.BreakEven(steps=10),
     dn.AtMost(1),
     dn.AtMost(3),
     dn.AtMost(2, dn.EveryStep()),
@@ -332,6 +334,7 @@ def test_policies_are_values(policy):
         *((dn.Hysteresis, "headroom", value, 0) for value in (-0.1, math.nan)),
         *((dn.BreakEven, "patience", value, 0) for value in (-0.1, math.nan)),
         *((dn.BreakEven, "headroom", value, 0) for value in (-0.1, math.nan)),
+        (dn.BreakEven, "steps", 0, 1),
         *((dn.Every, "steps", value, 1) for value in (-1, 0)),
         *((dn.AtMost, "plans", value, 1) for value in (-1, 0)),
     ),
@@ -595,6 +598,31 @@ def test_break_even_shrinks_before_the_waste_exceeds_a_compilation():
     assert plans(dn.BreakEven(), rows, timing=timing)[:2] == [(16,), (8,)]
     timing = dn.Timing(lambda sizes: 1.0, 8.0, held=held)
     assert plans(dn.BreakEven(), rows, timing=timing) == [(16,)] * 9
+
+
+def test_break_even_compiles_nothing_that_would_not_pay_before_the_end():
+    # 8 seconds a step can be saved, from the second step on, and a compilation costs 40: after
+    # 5 steps that is wasted, and as long as more than 5 steps are left it is worth it.
+    grid, timing = grid_of({"a": (8, 16)}), dn.Timing(total, 40.0)
+    rows = [(16,), *[(8,)] * 11]
+    plans = lambda steps: taken(
+        decisions(dn.BreakEven(steps=steps), rows, grid=grid, timing=timing)
+    )
+    assert plans(12) == plans(None) == [(16,), (8,)]
+    assert plans(11) == [(16,)]
+    # What is compiled costs nothing.
+    timing = dn.Timing(total, 40.0, held=frozenset({np.array([8]).tobytes()}))
+    assert plans(11) == [(16,), (8,)]
+
+
+def test_no_room_is_given_beyond_the_end():
+    grid, timing = grid_of({"x": tuple(range(1, 65))}), dn.Timing(total, 200.0)
+    look = seen((4,), np.array([3]), step=100, velocity=1.0, grid=grid, timing=timing)
+    for steps, grown in ((None, 20), (200, 20), (108, 12), (105, 8), (101, 5), (99, 5)):
+        policy = dn.BreakEven(steps=steps)
+        # A plan that has paid for itself.
+        state = dataclasses.replace(policy.init(), ran=math.inf)
+        assert policy(state, look)[1].tolist() == [grown]
 
 
 def test_break_even_shrinks_all_axes_at_once():
