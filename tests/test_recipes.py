@@ -336,7 +336,7 @@ def test_series(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, channels, targets, side", [("darcy", 3, 1, 29), ("cosmic", 1, 2, 32)]
+    "name, channels, targets, side", [("darcy", 3, 1, 36), ("cosmic", 1, 2, 32)]
 )
 def test_dense_tasks(name, channels, targets, side, quick):
     """Outputs at every point, and losses of them that can be learned by."""
