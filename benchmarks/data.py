@@ -104,15 +104,21 @@ def _behind_steps(name: str, row: str, task: Task) -> list[Row]:
 
 def _examples(task: Task, batch_size: int) -> float:
     data, rates = _loader(task, batch_size), []
-    for _ in it.islice(data, 8):  # more than are made ahead
-        pass
+    _take(data, 8)  # more than are made ahead
     for _ in range(_REPEATS):
-        start, n = time.perf_counter(), 0
-        while n < _BATCHES and time.perf_counter() - start < _SECONDS:
-            next(data)
-            n += 1
+        start = time.perf_counter()
+        n = _take(data, _BATCHES)
         rates.append(n * batch_size / (time.perf_counter() - start))
     return statistics.median(rates)
+
+
+def _take(data: Any, batches: int) -> int:
+    """Takes so many, or as many as there are in some seconds, at least one. How many."""
+    start, n = time.perf_counter(), 0
+    while n < batches and time.perf_counter() - start < _SECONDS:
+        next(data)
+        n += 1
+    return n
 
 
 def _loader(task: Task, batch_size: int) -> Any:

@@ -87,7 +87,8 @@ class CCNN(AbstractFreezable):
         - `in_channels`: of the input; `None` for tokens.
         - `out_channels`: of the output.
         - `shape`: the spatial shape of the input, one to three axes. It is also the largest
-            kernel, made odd by one more.
+            kernel, made odd by one more. Where resolutions are learned, transforms are 1.5
+            times as long as an even extent, and twice as long as an odd one.
         - `depth`: how many blocks.
         - `width`: how many channels everywhere.
         - `vocabulary`: for tokens: how many there are. The input is then of integers.
