@@ -305,7 +305,9 @@ def _grown(observation: Observation, headroom: float, left: float) -> Int[np.nda
     rises = observation.velocity.rise(horizons, 1.0)
     wanted = observation.expected
     if timing.scale > 0 and rises.any():
-        ahead = np.ceil(observation.expected + rises - 1e-9).astype(int)
+        # From where axes are between two counts: a whole block more is much.
+        position = observation.expected + observation.velocity.part
+        ahead = np.floor(position + rises + 1e-9).astype(int)
         waste = [timing.step(sizes) for sizes in fit(ahead)]
         wanted = ahead[np.argmin(timing.compile / horizons + 0.5 * np.array(waste))]
     return fit(_roomy(wanted, headroom))

@@ -131,7 +131,8 @@ def replay(
     compilations, compiling, stepping, exact, waste = 0, 0.0, 0.0, 0.0, 0.0
     plans: list[tuple[int, Plan]] = []
     for step, active in enumerate(trace.every_step()):
-        velocity = velocity.update(active.astype(float))
+        # A count is a position rounded down; how far is not in the trace.
+        velocity = velocity.update(active + 0.5)
         ahead = np.floor(active + velocity.rise(foresight, -1.0) + 1e-9).astype(int)
         free = frozenset(key for key in held)
         now = dataclasses.replace(timing, held=timing.held | free)

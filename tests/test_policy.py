@@ -57,6 +57,7 @@ def seen(
     step: int = 0,
     more: Sequence[int] | int = 0,
     velocity: Sequence[float] | float = 0.0,
+    part: Sequence[float] | float = 0.0,
     grid: dn.Grid = GRID,
     timing: dn.Timing | None = None,
 ) -> dn.Observation:
@@ -66,16 +67,17 @@ def seen(
         step,
         active_,
         np.minimum(active_ + more, grid.capacity),
-        steady(np.zeros(len(active_)) + velocity),
+        steady(np.zeros(len(active_)) + velocity, np.array(part)),
         plan,
         grid,
         dn.Timing(total, 100.0) if timing is None else timing,
     )
 
 
-def steady(velocity: np.ndarray) -> dn.Velocity:
-    """Of axes that have always moved by so many positions a step."""
-    return dn.Velocity.none(len(velocity)).update(0 * velocity).update(velocity)
+def steady(velocity: np.ndarray, part: np.ndarray) -> dn.Velocity:
+    """Of axes that have always moved by so many positions a step, up to these."""
+    none = dn.Velocity.none(len(velocity))
+    return none.update(part - velocity).update(part + 0 * velocity)
 
 
 def decisions(policy: dn.AbstractPolicy, rows, **kwargs) -> list[tuple[int, ...]]:
@@ -643,23 +645,29 @@ def test_break_even_shrinks_all_axes_at_once():
 @hp.given(
     start=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     velocity=st.tuples(st.floats(-1, 2), st.floats(-1, 2)),
+    part=st.tuples(st.floats(0, 0.9), st.floats(0, 0.9)),
     compile=st.floats(0.1, 1e4),
     ladders=st.sampled_from([dn.every(), dn.geometric(1.5, 2), dn.multiples(16)]),
     cost=st.sampled_from([total, volume]),
     step=st.sampled_from([1, 5, 100, 2**20]),
 )
-def test_growth_is_the_economic_order_quantity(start, velocity, compile, ladders, cost, step):
+def test_growth_is_the_economic_order_quantity(
+    start, velocity, part, compile, ladders, cost, step
+):
     grid = grid_of({"x": ladders(48), "y": ladders(48)})
     timing = dn.Timing(cost, compile)
     policy = dn.BreakEven(headroom=0.0)
     state, plan = policy(policy.init(), seen((1, 1), grid=grid, timing=timing))
-    observation = seen(start, plan, step=step, velocity=velocity, grid=grid, timing=timing)
+    observation = seen(
+        start, plan, step=step, velocity=velocity, part=part, grid=grid, timing=timing
+    )
     hp.assume(observation.must_grow)
     _, grown = policy(state, observation)
 
     def held(steps):
-        ahead = (n + steps * max(v, 0.0) for n, v in zip(start, velocity))
-        return grid.fit(np.array([math.ceil(n - 1e-9) for n in ahead]))
+        # A count is a position rounded down.
+        ahead = (n + p + steps * max(v, 0.0) for n, p, v in zip(start, part, velocity))
+        return grid.fit(np.array([math.floor(n + 1e-9) for n in ahead]))
 
     def price(steps):
         return compile / steps + (timing.step(held(steps)) - timing.step(held(0))) / 2
@@ -670,6 +678,20 @@ def test_growth_is_the_economic_order_quantity(start, velocity, compile, ladders
         # No longer than the run has lasted.
         horizons = [2**i for i in range(21) if 2**i <= step]
         assert grown.tolist() == held(min(horizons, key=price)).tolist()
+
+
+@pytest.mark.parametrize("part, depth", ((0.1, 2), (0.5, 2), (0.9, 3)))
+def test_no_block_is_entered_by_a_small_rise(part, depth):
+    """A width must grow; the depth rises by an eighth of a block meanwhile, and is computed in
+    full once it is entered.
+    """
+    grid = grid_of({"depth": (1, 2, 3, 4), "width": tuple(range(1, 33))})
+    timing = dn.Timing(volume, 1e4)
+    policy = dn.BreakEven()
+    state, plan = policy(policy.init(), seen((2, 8), grid=grid, timing=timing))
+    velocity, part = (2e-3, 0.01), (part, 0.0)
+    look = seen((2, 9), plan, step=100, velocity=velocity, part=part, grid=grid, timing=timing)
+    assert policy(state, look)[1].tolist()[0] == depth
 
 
 @pytest.mark.parametrize(
