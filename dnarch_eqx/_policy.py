@@ -159,9 +159,10 @@ class BreakEven(AbstractPolicy[BreakEvenState]):
     have to grow again before they have run for $C$ seconds double their headroom, so that a
     jump over $n$ buckets takes $O(\log n)$ compilations.
 
-    **Free room.** A plan that has to be compiled gets one bucket more on every axis where that
-    costs nothing by the model, if not by the clock, as on kernels under
-    [`dnarch_eqx.nn.complexity`][]. One that is compiled already, covers and costs as little is
+    **Free room.** A plan that has to be compiled gets one bucket more on every axis that the
+    model never counts, if the clock may, as on kernels under [`dnarch_eqx.nn.complexity`][];
+    and the capacity on those that are free under this plan, as the widths of blocks beyond its
+    depth, which are not computed. One that is compiled already, covers and costs as little is
     taken instead.
 
     **Competitive ratio.** *On traces that only shrink it pays at most twice what the best
@@ -330,16 +331,24 @@ def _held(
 def _free(
     observation: Observation, sizes: Int[np.ndarray, " axes"]
 ) -> Int[np.ndarray, " axes"]:
-    """A plan that costs as much and is compiled, or has one bucket more wherever it can."""
+    """A plan that costs as much and is compiled, or has all the room that costs nothing."""
     if (held := _held(observation, sizes)) is not None:
         return held
-    timing, larger = observation.timing, observation.grid.fit(sizes + 1)
-    cost = timing.cost(sizes)
-    for axis in np.flatnonzero(larger > sizes):
-        more = sizes.copy()
-        more[axis] = larger[axis]
+    timing, grid = observation.timing, observation.grid
+    cost, full, next_ = timing.cost(sizes), timing.cost(grid.capacity), grid.fit(sizes + 1)
+    for axis in np.flatnonzero(next_ > sizes).tolist():
+        # Axes that the model never counts may well cost something by the clock. Others are
+        # free where they are not computed at all.
+        counted = timing.cost(_with(grid.capacity, axis, int(sizes[axis]))) < full
+        more = _with(sizes, axis, int((grid.capacity if counted else next_)[axis]))
         sizes = more if timing.cost(more) <= cost else sizes
     return sizes
+
+
+def _with(sizes: Int[np.ndarray, " axes"], axis: int, size: int) -> Int[np.ndarray, " axes"]:
+    other = sizes.copy()
+    other[axis] = size
+    return other
 
 
 def _roomy(counts: Int[np.ndarray, " axes"], headroom: float) -> Int[np.ndarray, " axes"]:

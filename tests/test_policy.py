@@ -680,6 +680,33 @@ def test_growth_is_the_economic_order_quantity(
         assert grown.tolist() == held(min(horizons, key=price)).tolist()
 
 
+def test_axes_that_are_not_computed_get_their_capacity():
+    """Blocks of widths "0", "1" and "2", as many as "depth" says; kernels are not counted."""
+
+    def cost(sizes):
+        depth, _, *widths = sizes.tolist()
+        return float(sum(widths[:depth]))
+
+    widths = {name: (4, 8, 16, 32) for name in "012"}
+    grid = grid_of({"_depth": (1, 2, 3), "_kernel": (3, 5, 9), **widths})
+    order = [list(grid.axes).index(name) for name in ("_depth", "_kernel", "0", "1", "2")]
+    timing = dn.Timing(lambda sizes: cost(sizes[order]), 10.0)
+    active = np.empty(5, int)
+    active[order] = (2, 3, 4, 8, 4)
+    policy = dn.BreakEven()
+    state, plan = policy(policy.init(), seen(active, grid=grid, timing=timing))
+    assert plan[order].tolist() == [2, 5, 4, 8, 32]
+    # Whatever the third block's width does, nothing is compiled.
+    active[order] = (2, 3, 4, 8, 32)
+    for step in range(1, 100):
+        state, plan = policy(state, seen(active, plan, step=step, grid=grid, timing=timing))
+        assert plan[order].tolist() == [2, 5, 4, 8, 32]
+    # Its depth is reached: the width is of use, and as small as it can be.
+    active[order] = (3, 3, 4, 8, 4)
+    _, plan = policy(state, seen(active, plan, step=100, grid=grid, timing=timing))
+    assert plan[order].tolist() == [3, 5, 4, 8, 4]
+
+
 @pytest.mark.parametrize("part, depth", ((0.1, 2), (0.5, 2), (0.9, 3)))
 def test_no_block_is_entered_by_a_small_rise(part, depth):
     """A width must grow; the depth rises by an eighth of a block meanwhile, and is computed in
