@@ -691,18 +691,17 @@ def test_axes_that_are_not_computed_get_their_capacity():
     grid = grid_of({"_depth": (1, 2, 3), "_kernel": (3, 5, 9), **widths})
     order = [list(grid.axes).index(name) for name in ("_depth", "_kernel", "0", "1", "2")]
     timing = dn.Timing(lambda sizes: cost(sizes[order]), 10.0)
-    active = np.empty(5, int)
-    active[order] = (2, 3, 4, 8, 4)
+    at = lambda *counts: [n for _, n in sorted(zip(order, counts))]
     policy = dn.BreakEven()
-    state, plan = policy(policy.init(), seen(active, grid=grid, timing=timing))
+    state, plan = policy(policy.init(), seen(at(2, 3, 4, 8, 4), grid=grid, timing=timing))
     assert plan[order].tolist() == [2, 5, 4, 8, 32]
     # Whatever the third block's width does, nothing is compiled.
-    active[order] = (2, 3, 4, 8, 32)
+    active = at(2, 3, 4, 8, 32)
     for step in range(1, 100):
         state, plan = policy(state, seen(active, plan, step=step, grid=grid, timing=timing))
         assert plan[order].tolist() == [2, 5, 4, 8, 32]
     # Its depth is reached: the width is of use, and as small as it can be.
-    active[order] = (3, 3, 4, 8, 4)
+    active = at(3, 3, 4, 8, 4)
     _, plan = policy(state, seen(active, plan, step=100, grid=grid, timing=timing))
     assert plan[order].tolist() == [3, 5, 4, 8, 4]
 
