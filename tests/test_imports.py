@@ -19,6 +19,7 @@ ORDER = (
     "_sigmoid",
     "_sizes",
     "_plan",
+    "_velocity",
     "_timing",
     "_policy",
     "_trace",
