@@ -196,7 +196,7 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         sigma=_given(over.sigma, 0.5 if laptop is None else laptop.sigma),
         budget_weight=_given(over.budget_weight, pull),
         temperatures=(row.resolution_temperature, row.width_temperature, row.depth_temperature),
-        headroom=0.1 if laptop is not None else 0.05,
+        headroom=0.05,
         compile_steps=300.0 if laptop is None else 600.0,
         segment=-(-steps // 4) if asked else epoch,
         log=10 if laptop is not None else 100,
