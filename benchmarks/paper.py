@@ -7,15 +7,18 @@ paper.
 The result of a run that is done is kept in `--results`, by default those that lie beside this
 module: remove them, or name another folder, to run everything anew, as is needed once presets
 change. Runs that are done are not run again, and one that was interrupted goes on: `--minutes`
-starts no other after so many. It prints, and writes to `tables.md` of the results:
+starts no other after so many. `--tasks` and `--seeds` say what to run. Of all that is done it
+prints, and writes to `tables.md` of the results:
 
 - test metrics, the mean and the standard deviation over seeds, with the complexity over that of
   the base in parentheses: at the end and, after "mean", over the whole training; by how much
-  they differ from the base of the same seed (seeds draw the examples, too); how long training
-  took over what the base took, compilations included;
+  they differ from the base of the same seed (seeds draw the examples, too); how long the
+  training steps took over what the base's took, with their compilations (but without
+  evaluations of held-out examples); and the operations of an evaluation that XLA counts, on the
+  grids of the last plan;
 - the same beside other networks, trained in the same loop, and of KRWD started from half and
-  from double the sizes, with the operations of an evaluation that XLA counts (for S4D its
-  impulse responses among them, for CCNNs not: their kernels are rendered once);
+  from double the sizes (operations of S4D have its impulse responses among them, those of CCNNs
+  no kernels: they are rendered once);
 - the architectures found with the first seed that is done.
 
 Ratios are of the seeds that are done for both.
@@ -104,6 +107,9 @@ def run(path: Path | None, arguments: list[str]) -> None:
     if unknown := sorted(set(choice.tasks) - set(KINDS)):
         raise SystemExit(f"`tasks` must be among {list(KINDS)}, got {unknown}.")
     tasks = [t for t in choice.tasks if choice.data is not None or KINDS[t].folder is None]
+    for task in KINDS:
+        for variant in _variants(task):
+            _check(choice, task, variant)
     until = math.inf if choice.minutes is None else time.monotonic() + 60 * choice.minutes
     # Seeds outermost: whenever it stops, all have run about as often.
     for seed, task in it.product(choice.seeds, tasks):
@@ -113,13 +119,14 @@ def run(path: Path | None, arguments: list[str]) -> None:
                 _one(choice, task, variant, seed, file)
     results = {
         (task, variant): found
-        for task in tasks
+        for task in KINDS
         for variant in _variants(task)
         if (found := _found(choice, task, variant))
     }
     if not results:
         print("No run is done yet.")
         return
+    tasks = list(KINDS)
     parts = (_metrics(tasks, results), _others(tasks, results), _architectures(tasks, results))
     text = "\n\n".join(part for part in parts if part)
     _folder.write_text(choice.results / "tables.md", text + "\n")
@@ -142,21 +149,34 @@ def _one(choice: Choice, name: str, variant: str, seed: int, file: Path) -> None
         assert choice.data is not None
         data = choice.data / kind.folder
     task = kind.make(name, data, LAPTOP[kind.row], seed)
-    start, shown = STARTS.get(variant, 1.0), variant
-    variant = "krwd" if variant in STARTS else variant
-    options = _settings.Options(variant=variant, start=start, data=data, seed=seed)  # pyright: ignore[reportArgumentType]
+    options = dataclasses.replace(_options(variant), data=data, seed=seed)
     side = max(task.network.shape)
     settings = _settings.resolve(kind.row, options, len(task.splits.train), side)
-    for other in _found(choice, name, shown):
-        if other["settings"] != _comparable(settings):
-            raise SystemExit(
-                f"{choice.results} has {name}, {shown}, of seed {other['seed']} with other "
-                "settings: name another `--results`, or remove it."
-            )
     done = train(task, settings, folder)
     _report.write(folder, done)
     file.parent.mkdir(parents=True, exist_ok=True)
     _folder.write_text(file, json.dumps(_result(done), indent=1) + "\n")
+
+
+def _options(variant: str) -> _settings.Options:
+    name: Any = "krwd" if variant in STARTS else variant
+    return _settings.Options(variant=name, start=STARTS.get(variant, 1.0))
+
+
+def _check(choice: Choice, task: str, variant: str) -> None:
+    """What is done was done with the present settings, or a table would mix runs of several."""
+    found = _found(choice, task, variant)
+    expected = _comparable(_settings.resolve(KINDS[task].row, _options(variant), 2**31, 1))
+    for result in found:
+        # This one also follows from the data, which are not looked at.
+        expected["omega_0"] = found[0]["settings"]["omega_0"]
+        old = result["settings"]
+        if differ := [name for name in expected if expected[name] != old.get(name)]:
+            changes = ", ".join(f"{n} {old.get(n)!r}, not {expected[n]!r}" for n in differ)
+            raise SystemExit(
+                f"{choice.results} has {task}, {variant}, of seed {result['seed']} with other "
+                f"settings ({changes}): name another `--results`, or remove it."
+            )
 
 
 def _result(run: Run) -> dict[str, Any]:
@@ -175,12 +195,13 @@ def _result(run: Run) -> dict[str, Any]:
         "operations": _operations(run),
         "architecture": _report.architecture(run) if run.masks else [],
         "settings": _comparable(run.settings),
+        "jax": jax.__version__,
     }
 
 
 def _comparable(settings: _settings.Settings) -> dict[str, Any]:
-    """What must be the same for all seeds, as JSON has it."""
-    differ = ("seed", "data")
+    """What must be the same for all seeds, as JSON has it: all but what plans alone go by."""
+    differ = ("seed", "data", "headroom", "compile_steps")
     fields = dataclasses.asdict(settings).items()
     return json.loads(json.dumps({k: v for k, v in fields if k not in differ}))
 
@@ -197,8 +218,8 @@ def _operations(run: Run) -> float:
 
 
 def _found(choice: Choice, task: str, variant: str) -> list[dict[str, Any]]:
-    files = (_where(choice, task, variant, s) for s in choice.seeds)
-    return [json.loads(file.read_text()) for file in files if file.is_file()]
+    files = choice.results.glob(f"{task}-{variant}-seed*.json")
+    return sorted((json.loads(file.read_text()) for file in files), key=lambda r: r["seed"])
 
 
 def _metrics(tasks: list[str], results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
@@ -213,6 +234,8 @@ def _metrics(tasks: list[str], results: dict[tuple[str, str], list[dict[str, Any
             rows.append(("", "difference to base's", *differences))
             times = (_ratio(results, task, v, "seconds") for v in VARIANTS)
             rows.append(("", "time over base's", *times))
+            operations = (_ratio(results, task, v, "operations") for v in VARIANTS)
+            rows.append(("", "operations over base's", *operations))
     return _report.table(rows)
 
 

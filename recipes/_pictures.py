@@ -140,8 +140,7 @@ def _trajectory(path: dn.Masks, steps: Int[np.ndarray, " times"]):
     """Sizes over training, a line a block."""
     continuous, parts = _over_time(path), _parts(path)
     lines = {title: [continuous[axis] for axis in axes] for title, axes in parts.items()}
-    if "depth" in path:
-        lines["depth"] = [continuous["depth"]]
+    lines |= {axis: [continuous[axis]] for axis in ("stream", "depth") if axis in path}
     figure, plots = _grid(len(lines))
     for plot, (title, sizes) in zip(plots, lines.items()):
         for i, values in enumerate(sizes):

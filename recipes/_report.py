@@ -1,7 +1,9 @@
 """A run as a page of Markdown."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import dnarch_eqx as dn
 from recipes import _folder, _pictures
@@ -59,32 +61,35 @@ def _sizes(run: Run) -> dn.Sizes:
 
 def architecture(run: Run) -> list[tuple[str, ...]]:
     """As Tables 6 to 8 of the paper: a row a block that is left. What is not learned is at its
-    full size.
+    full size. A block is computed on its grid, which is that of the last plan and holds the
+    resolution. The stream's width is not counted by the budget.
     """
-    network, active = run.task.network, dn.active(run.masks)
+    network, active, plan = run.task.network, dn.active(run.masks), run.plan
     width = run.settings.width
     blocks = int(active["depth"]) if "depth" in active else run.settings.depth
     letters = [""] if len(network.shape) == 1 else [".y", ".x"]
 
-    def cell(block: int, names: list[str], full: list[int]) -> str:
-        sizes = (int(active.get(f"blocks.{block}{n}", f)) for n, f in zip(names, full))
+    def cell(of: Mapping[str, Any], block: int, names: list[str], full: list[int]) -> str:
+        sizes = (int(of.get(f"blocks.{block}{n}", f)) for n, f in zip(names, full))
         return " ".join(map(str, sizes))
 
     space, channels = list(network.shape), [".in", ".mid", ".out"]
     # A global kernel has one position more on an even grid.
     taps = [n + 1 - n % 2 for n in space]
-    return [
-        ("block", "kernel", "resolution", "width in, mid, out"),
-        *(
-            (
-                str(i + 1),
-                cell(i, [f".kernel{letter}" for letter in letters], taps),
-                cell(i, [f".resolution{letter}" for letter in letters], space),
-                cell(i, channels, [width] * 3),
-            )
-            for i in range(blocks)
-        ),
+    kernels, resolutions = ([f".{n}{a}" for a in letters] for n in ("kernel", "resolution"))
+    rows = [
+        (
+            str(i + 1),
+            cell(active, i, kernels, taps),
+            cell(active, i, resolutions, space),
+            cell(plan, i, resolutions, space),
+            cell(active, i, channels, [width] * 3),
+        )
+        for i in range(blocks)
     ]
+    if "stream" in active:
+        rows.append(("stream", "", "", "", str(int(active["stream"]))))
+    return [("block", "kernel", "resolution", "grid", "width in, mid, out"), *rows]
 
 
 def table(rows: list[tuple[str, ...]]) -> str:

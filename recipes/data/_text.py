@@ -27,10 +27,10 @@ class Texts:
     ids: UInt16[np.ndarray, " ids"]
     ends: Int[np.ndarray, " texts"]
     length: int
-    pad: Pad = "left"
+    pad: Pad = "right"
 
     @staticmethod
-    def of(ids: Iterable[UInt16[np.ndarray, " _"]], length: int, pad: Pad = "left") -> "Texts":
+    def of(ids: Iterable[UInt16[np.ndarray, " _"]], length: int, pad: Pad = "right") -> "Texts":
         """Holds ids of at most `length` tokens each."""
         ids = list(ids)
         ends = np.cumsum([len(i) for i in ids], dtype=np.int64)
@@ -88,10 +88,10 @@ def check(length: int, pad: str) -> None:
 
 
 def padded(
-    ids: Int[np.ndarray, " ids"], length: int, pad: Pad = "left"
+    ids: Int[np.ndarray, " ids"], length: int, pad: Pad = "right"
 ) -> Int32[np.ndarray, " length"]:
-    """With 0. CCNN pads on the left and averages over the padding as well; S4 pads on the right
-    and does not.
+    """With 0, at the end (Appx. D.1) or, as CCNN does, in front. CCNN averages over the padding
+    as well, S4 does not; of the paper that is not known.
     """
     out = np.zeros(length, np.int32)
     start = length - len(ids) if pad == "left" else 0

@@ -16,7 +16,7 @@ def load(
     folder: Path,
     *,
     length: int = 4000,
-    pad: _text.Pad = "left",
+    pad: _text.Pad = "right",
     counts: tuple[int, int, int] | None = COUNTS,
 ) -> Splits:
     """147,086 pairs of papers to train on, 18,090 to choose by and 17,437 to test: `x` is two
@@ -29,7 +29,7 @@ def load(
         meaning in them, as LRA reads them (lra_benchmarks/matching/input_pipeline.py): a reader
         of tables that heeds quotes, such as S4's, runs lines together.
     - `length`: what texts are padded, or cut, to, with their end.
-    - `pad`: on which side: CCNN pads on the left, S4 on the right.
+    - `pad`: on which side: at the end, as in the paper and S4; CCNN pads on the left.
     - `counts`: how many pairs the files have, or `None` if they may have any number.
 
     Papers are in many pairs, and held once. Raises a `FileNotFoundError` if a file is missing,

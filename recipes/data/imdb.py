@@ -37,7 +37,7 @@ def load(
     *,
     length: int = 4096,
     min_freq: int = 15,
-    pad: _text.Pad = "left",
+    pad: _text.Pad = "right",
     valid: float = 0.0,
     encoding: str = "utf-8",
     seed: int = 42,
@@ -48,7 +48,7 @@ def load(
     - `folder`: where `aclImdb_v1.tar.gz` lies, or what it unpacks to, `aclImdb`, or that.
     - `length`: what reviews are padded, or cut, to, with their end.
     - `min_freq`: how often a character must occur in the training set to be in the vocabulary.
-    - `pad`: on which side: CCNN pads on the left, S4 on the right.
+    - `pad`: on which side: at the end, as in the paper and S4; CCNN pads on the left.
     - `valid`: the share of the training set to choose by. If 0, as in S4, CCNN and DNArch, the
         test set is `valid`, too: results are then chosen by the test set.
     - `encoding`: `"utf-8"` for characters, as S4 and CCNN have it; `"latin-1"` for bytes, as
@@ -85,7 +85,7 @@ def load_pairs(
     pairs: tuple[int, int, int] = (147_086, 18_090, 17_437),
     length: int = 4000,
     min_freq: int = 15,
-    pad: _text.Pad = "left",
+    pad: _text.Pad = "right",
     seed: int = 0,
 ) -> Splits:
     """A stand-in for Retrieval, not a published task: whether two reviews are of the same film.

@@ -22,7 +22,7 @@ _IDS = {token: i for i, token in enumerate(VOCABULARY)}
 
 
 def encode(
-    text: str, length: int = 2048, pad: _text.Pad = "left"
+    text: str, length: int = 2048, pad: _text.Pad = "right"
 ) -> Int32[np.ndarray, " length"]:
     """The ids of an expression, such as `( ( [MAX 2 ) 9 ) ] )`, and of its end, padded with 0.
 
@@ -46,7 +46,7 @@ def load(
     folder: Path,
     *,
     length: int = 2048,
-    pad: _text.Pad = "left",
+    pad: _text.Pad = "right",
     counts: tuple[int, int, int] | None = COUNTS,
 ) -> Splits:
     """96,000 expressions to train on and 2,000 each to choose by and to test: `x` is
@@ -55,7 +55,7 @@ def load(
     - `folder`: where `basic_train.tsv`, `basic_val.tsv` and `basic_test.tsv` lie, a header
         `Source`, `Target` and a line an expression; LRA's `listops-1000`.
     - `length`: what expressions are padded, or cut, to, with their end.
-    - `pad`: on which side: CCNN pads on the left, S4 on the right.
+    - `pad`: on which side: at the end, as in the paper and S4; CCNN pads on the left.
     - `counts`: how many expressions the files have, or `None` if they may have any number.
 
     Raises a `FileNotFoundError` if a file is missing, and a `ValueError` if one has another
