@@ -11,7 +11,7 @@ from recipes import _settings
 from recipes._hyperparameters import LAPTOP, Laptop
 from recipes._settings import Options as Options, Overrides as Overrides
 from recipes._task import Task
-from recipes._train import train
+from recipes._train import open_run, train
 
 
 # Flags without the names of the dataclasses that they are in.
@@ -28,21 +28,24 @@ def run(
 
     - `name`: of the task, as `make` takes it.
     - `row`: its row in the tables.
-    - `make`: `(name, data, laptop, seed)` to the task. Where it finds no data, or damaged ones,
-        what it says is all that is printed.
+    - `make`: `(name, data, laptop, seed)` to the task.
+
+    Where there are no data, or damaged ones, or the settings or the folder are not possible,
+    what is wrong is all that is printed.
     """
     dn.keep_memory()
     try:
         task = make(name, options.data, LAPTOP[row] if options.laptop else None, options.seed)
         side = max(task.network.shape)
         settings = _settings.resolve(row, options, len(task.splits.train), side)
+        out = options.out
+        if out is None:
+            parts = [settings.variant, f"{settings.depth}x{settings.width}", settings.preset]
+            parts += [] if settings.start == 1 else [f"from{settings.start:g}"]
+            out = Path("out") / "-".join([task.name, *parts, f"seed{settings.seed}"])
+        open_run(task, settings, out)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    out = options.out
-    if out is None:
-        parts = [settings.variant, f"{settings.depth}x{settings.width}", settings.preset]
-        parts += [] if settings.start == 1 else [f"from{settings.start:g}"]
-        out = Path("out") / "-".join([task.name, *parts, f"seed{settings.seed}"])
     done = train(task, settings, out, workers=options.workers)
 
     from recipes import _report  # matplotlib takes a second to import

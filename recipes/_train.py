@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from tqdm import tqdm
 
 import dnarch_eqx as dn
@@ -71,15 +72,10 @@ def train(
     - `watch`: is told of every step at which metrics are written down.
     - `workers`: how many processes make batches. What they make is the same.
 
-    Raises a `ValueError` if the folder has a run of other settings or data, or a damaged
-    checkpoint.
+    Raises a `ValueError` as [`open_run`][] does, or if the folder has a damaged checkpoint, or
+    one of another number of workers.
     """
-    config = dataclasses.asdict(settings) | {
-        "network": dataclasses.asdict(task.network),
-        "about": task.about,
-        "examples": [len(s) for s in (task.splits.train, task.splits.valid, task.splits.test)],
-    }
-    _folder.open_run(folder, config)
+    open_run(task, settings, folder)
     built = build(task.network, settings)
     learner = _learner(task, settings, built)
     data = batches(
@@ -97,6 +93,11 @@ def train(
     if (checkpoint := folder / "checkpoint.eqx").is_file():
         header, state = _folder.load(checkpoint, lambda _: state)
         step, plan = header["step"], dn.Plan(header["plan"])
+        if workers != header["workers"]:
+            raise ValueError(
+                f"`workers` must be {header['workers']}, as when {checkpoint} was written: how "
+                f"far it has read is known for each of them; got {workers}."
+            )
         data.set_state(header["loader"])
         trajectory = Trajectory.load(folder / "trajectory.npz").until(step)
     for path in (metrics, compilations):
@@ -136,7 +137,12 @@ def train(
         _folder.append(metrics, {"step": step} | measured)
         tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in measured.items()))
         trajectory.save(folder / "trajectory.npz")
-        header = {"step": step, "plan": dict(plan), "loader": data.get_state()}
+        header = {
+            "step": step,
+            "plan": dict(plan),
+            "workers": workers,
+            "loader": data.get_state(),
+        }
         _folder.save(checkpoint, header, state)
     bar.close()
 
@@ -160,6 +166,26 @@ def train(
         _folder.read_lines(metrics),
         _folder.read_lines(compilations),
     )
+
+
+def open_run(task: Task, settings: Settings, folder: Path) -> None:
+    """Makes the folder of a run, or finds the same run there.
+
+    Raises a `ValueError` if a setting is out of its range, the folder has a run of other
+    settings or data, or there are several processes.
+    """
+    if (count := jax.process_count()) > 1:
+        raise ValueError(
+            f"Recipes train on one process, got {count}: each would train a network of its own."
+        )
+    _optim(settings)
+    eqx.filter_eval_shape(lambda: build(task.network, settings).model)
+    config = dataclasses.asdict(settings) | {
+        "network": dataclasses.asdict(task.network),
+        "about": task.about,
+        "examples": [len(s) for s in (task.splits.train, task.splits.valid, task.splits.test)],
+    }
+    _folder.open_run(folder, config)
 
 
 def build(network: Network, settings: Settings) -> Built:
@@ -224,16 +250,19 @@ def _from_json(kind: Callable, fields: Mapping[str, Any]) -> Any:
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
 
 
-def _learner(task: Task, settings: Settings, built: Built) -> dn.Learner:
-    optim = dn.adamw(
+def _optim(settings: Settings) -> optax.GradientTransformation:
+    return dn.adamw(
         settings.learning_rate,
         steps=settings.steps,
         warmup=settings.warmup,
         weight_decay=settings.weight_decay,
         mask_rate=settings.mask_rate,
     )
+
+
+def _learner(task: Task, settings: Settings, built: Built) -> dn.Learner:
     budget = dn.Budget(built.cost, built.target, settings.budget_weight)
-    return dn.Learner(task.loss, optim, built.axes, budget)
+    return dn.Learner(task.loss, _optim(settings), built.axes, budget)
 
 
 def _planner(

@@ -36,7 +36,10 @@ def task(name: str, data: Path | None, laptop: Laptop | None, seed: int) -> Task
         # On coarser images the order is drawn below.
         whole = laptop is None
         splits = mnist.load(
-            folder, sequential=whole and name != "mnist", permute=permute if whole else None
+            folder,
+            sequential=whole and name != "mnist",
+            permute=permute if whole else None,
+            counts=mnist.COUNTS if whole else None,
         )
         about = "MNIST"
         if laptop is not None:

@@ -75,7 +75,8 @@ def _cosmic(name: str, data: Path | None, laptop: Laptop | None, seed: int) -> T
     transform = None
     if data is not None:
         # On a laptop neither the sky nor the whole frame.
-        splits = cosmic.load(data, sky=laptop is None)
+        counts = cosmic.COUNTS if laptop is None else None
+        splits = cosmic.load(data, sky=laptop is None, counts=counts)
         about = "NAS-Bench-360's files"
         if laptop is None:
             transform, about = cosmic.brighten, f"{about}, brightened at random"

@@ -306,7 +306,7 @@ def write_cosmic(folder: Path) -> dict[str, list[Path]]:
 
 def test_cosmic(tmp_path):
     paths = write_cosmic(tmp_path)
-    splits = cosmic.load(tmp_path)
+    splits = cosmic.load(tmp_path, counts=None)
     assert [len(s) for s in (splits.train, splits.valid, splits.test)] == [13, 2, 4]
     order = _source.permutation(15, 42)
     read = [*examples(splits.train), *examples(splits.valid), *examples(splits.test)]
@@ -323,7 +323,10 @@ def test_cosmic(tmp_path):
 
 def test_skies(tmp_path):
     paths = write_cosmic(tmp_path)
-    plain, splits = cosmic.load(tmp_path), cosmic.load(tmp_path, sky=True)
+    plain, splits = (
+        cosmic.load(tmp_path, counts=None),
+        cosmic.load(tmp_path, sky=True, counts=None),
+    )
     order = _source.permutation(15, 42)
     factors = {}
     data = batches(
@@ -351,7 +354,7 @@ def test_skies(tmp_path):
     assert min(factors.values()) > -0.91 and max(factors.values()) < 3.01
     assert max(factors.values()) - min(factors.values()) > 1.5
     # To choose by and to test, a frame always has the same sky, but its own.
-    again = cosmic.load(tmp_path, sky=True)
+    again = cosmic.load(tmp_path, sky=True, counts=None)
     added = []
     for a, b, c in zip(examples(splits.test), examples(again.test), examples(plain.test)):
         assert np.array_equal(a[0], b[0]) and np.array_equal(a[1], c[1])
@@ -398,7 +401,7 @@ def zipped(array: np.ndarray) -> bytes:
 )
 def test_damaged_frames(tmp_path, content, message):
     paths = write_cosmic(tmp_path)
-    splits = cosmic.load(tmp_path)
+    splits = cosmic.load(tmp_path, counts=None)
     paths["test"][2].write_bytes(content)
     splits.test[1]
     with pytest.raises(ValueError, match=f"{paths['test'][2].name} .*{message}"):
@@ -407,7 +410,7 @@ def test_damaged_frames(tmp_path, content, message):
 
 def test_damaged_skies(tmp_path):
     path = write_cosmic(tmp_path)["test"][0]
-    split = cosmic.load(tmp_path, sky=True).test
+    split = cosmic.load(tmp_path, sky=True, counts=None).test
     np.save(path.with_name("sky.npy"), np.zeros(0))
     with pytest.raises(ValueError, match=r"sky.npy, an array \(0,\), has no level for 1_0.npy"):
         split[0]
@@ -418,8 +421,10 @@ def test_damaged_skies(tmp_path):
 
 def test_cosmic_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="Unpack deepCR.ACS-WFC.train.tar from https"):
-        cosmic.load(tmp_path)
+        cosmic.load(tmp_path, counts=None)
     write_cosmic(tmp_path)
+    with pytest.raises(ValueError, match="npy_train has 15 examples, not the 4,830 that were"):
+        cosmic.load(tmp_path)
     (tmp_path / "npy_test/f435w").rename(tmp_path / "npy_test/f814w")
     with pytest.raises(FileNotFoundError, match="Unpack deepCR.ACS-WFC.test.tar"):
-        cosmic.load(tmp_path)
+        cosmic.load(tmp_path, counts=None)

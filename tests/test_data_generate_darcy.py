@@ -1,5 +1,3 @@
-from typing import Any
-
 import numpy as np
 import pytest
 import scipy.io
@@ -7,7 +5,7 @@ import scipy.sparse as sp
 import scipy.sparse.linalg
 from scipy.interpolate import CubicSpline
 
-from recipes.data import generate_darcy as darcy
+from recipes.data import darcy as loader, generate_darcy as darcy
 from recipes.data.generate_darcy import Spec
 
 
@@ -269,7 +267,6 @@ def test_write(tmp_path):
 
 
 def test_the_loader_reads_what_is_written(tmp_path):
-    loader: Any = pytest.importorskip("recipes.data.darcy")
     darcy.write(tmp_path, (6, 3), 5, SMALL)
     for number, name in ((1, loader.FILES[0]), (2, loader.FILES[1])):
         (path,) = tmp_path.glob(f"*smooth{number}.mat")

@@ -1,13 +1,12 @@
 import functools as ft
 import itertools as it
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
 
-from recipes.data import generate_pathfinder as pathfinder
+from recipes.data import generate_pathfinder as pathfinder, pathfinder as loader
 from recipes.data.generate_pathfinder import Spec
 
 
@@ -300,7 +299,6 @@ def test_writing_is_taken_up_again(tmp_path, monkeypatch):
 
 
 def test_the_loader_reads_what_is_written(tmp_path):
-    loader: Any = pytest.importorskip("recipes.data.pathfinder")
     pathfinder.write(tmp_path / "curv_contour_length_14", 12, seed=9, batch=5)
     splits = loader.load(tmp_path, count=12)
     three = (splits.train, splits.valid, splits.test)

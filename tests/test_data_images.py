@@ -436,8 +436,12 @@ def test_mnist(tmp_path, zipped):
     if zipped:
         files = {f"{name}.gz": gzip.compress(content) for name, content in files.items()}
     write(tmp_path, files)
-    splits = mnist.load(tmp_path)
+    splits = mnist.load(tmp_path, counts=(40, 9))
     assert [len(s) for s in (splits.train, splits.valid, splits.test)] == [36, 4, 9]
+    with pytest.raises(
+        ValueError, match="idx3-ubyte has 40 examples, not the 60,000 that were"
+    ):
+        mnist.load(tmp_path)
     x, y = digits(40)
     order = _source.permutation(40, 42)
     for i, (image, label) in enumerate(examples(splits.train) + examples(splits.valid)):
@@ -447,9 +451,11 @@ def test_mnist(tmp_path, zipped):
     x, y = digits(9)
     assert [label for _, label in examples(splits.test)] == y.tolist()
 
-    rows = mnist.load(tmp_path, sequential=True).test[3][0]
+    rows = mnist.load(tmp_path, sequential=True, counts=None).test[3][0]
     np.testing.assert_allclose(rows, (x[3].reshape(1, 784) / 255 - 0.1307) / 0.3081, atol=2e-6)
-    permuted = [mnist.load(tmp_path, permute=seed).test[3][0] for seed in (1, 1, 2)]
+    permuted = [
+        mnist.load(tmp_path, permute=seed, counts=None).test[3][0] for seed in (1, 1, 2)
+    ]
     assert np.array_equal(permuted[0], permuted[1])
     assert not np.array_equal(permuted[0], permuted[2])
     assert np.array_equal(permuted[0], rows[:, np.random.RandomState(1).permutation(784)])
@@ -472,7 +478,7 @@ def test_damaged_mnist(tmp_path, name, change, message):
     files = mnist_files()
     write(tmp_path, files | {name: change(files[name])})
     with pytest.raises(ValueError, match=message):
-        mnist.load(tmp_path)
+        mnist.load(tmp_path, counts=None)
 
 
 def test_mnist_missing(tmp_path):
@@ -480,10 +486,10 @@ def test_mnist_missing(tmp_path):
     del files["t10k-images-idx3-ubyte"]
     write(tmp_path, files)
     with pytest.raises(FileNotFoundError, match="t10k-images-idx3-ubyte.*yann.lecun.org"):
-        mnist.load(tmp_path)
+        mnist.load(tmp_path, counts=None)
     write(tmp_path, {"t10k-images-idx3-ubyte.gz": gzip.compress(b"12345")[:-5]})
     with pytest.raises(ValueError, match="damaged or cut off"):
-        mnist.load(tmp_path)
+        mnist.load(tmp_path, counts=None)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs sample data")
@@ -492,7 +498,7 @@ def test_real_mnist(tmp_path):
         x, y = file["x_test"], file["y_test"]
     files = {"images-idx3-ubyte": idx(x.reshape(-1, 28, 28)), "labels-idx1-ubyte": idx(y)}
     write(tmp_path, {f"{p}-{name}": c for p in ("train", "t10k") for name, c in files.items()})
-    splits = mnist.load(tmp_path)
+    splits = mnist.load(tmp_path, counts=None)
     assert [y for _, y in (splits.test[i] for i in range(5))] == [7, 2, 1, 0, 4]
     pixels = np.stack([splits.test[i][0] for i in range(10_000)])
     # The published mean and deviation are of the training set.

@@ -80,7 +80,7 @@ def test_listops_tokens():
     assert len(listops.VOCABULARY) == len(set(listops.VOCABULARY)) == 18
     assert listops.VOCABULARY[:3] == ("<pad>", "<unk>", "<eos>")
     tokens = [listops.VOCABULARY[i] for i in listops.encode(NESTED, 12)]
-    assert tokens == [*["<pad>"] * 4, "[MAX", "2", "[MED", "9", "0", "X", "X", "<eos>"]
+    assert tokens == ["[MAX", "2", "[MED", "9", "0", "X", "X", "<eos>", *["<pad>"] * 4]
     right = listops.encode(NESTED, 12, "right")
     assert right.dtype == np.int32 and right.tolist()[8:] == [0, 0, 0, 0]
     assert [listops.VOCABULARY[i] for i in listops.encode(NESTED, 4)] == [

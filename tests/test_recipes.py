@@ -1,5 +1,6 @@
 import dataclasses
 import functools as ft
+import inspect
 import json
 import os
 import subprocess
@@ -28,6 +29,7 @@ from recipes import (
     _task,
     _train,
     cifar,
+    generate,
     lra,
     mnist,
     nasbench360,
@@ -202,6 +204,29 @@ def test_damaged_data_are_all_that_is_said(tmp_path):
         _main.run("Toy", "ucr", ucr.task, Options(data=tmp_path))
 
 
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        (Options(overrides=Overrides(dropout=2.0)), r"`dropout` must lie in \[0, 1\), got 2.0"),
+        (Options(overrides=Overrides(learning_rate=-1.0)), "`learning_rate` must be positive"),
+        (Options(variant="s4d"), "`variant` s4d is for classes of single sequences"),
+    ],
+)
+def test_impossible_settings_are_all_that_is_said(options, match, tmp_path):
+    """And leave nothing behind that would be in the way of the right ones."""
+    options = dataclasses.replace(options, out=tmp_path / "run")
+    with pytest.raises(SystemExit, match=match):
+        _main.run("mnist", "mnist", mnist.task, options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_all_that_is_said(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SystemExit, match="has a run of other settings"):
+        _main.run("mnist", "mnist", mnist.task, Options(out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
 #
 # Tasks.
 #
@@ -293,6 +318,28 @@ def test_images(tmp_path, monkeypatch):
     )
     assert np.array_equal(permuted, plain[:, order])
     assert cifar.task("cifar10", tmp_path, None, 0, augment=True).transform is not None
+
+
+def test_what_is_generated_is_read(tmp_path, monkeypatch):
+    """By the recipe of its name, from the folder that was given."""
+    sizes: dict[generate.Name, Any] = {
+        "listops": (generate.generate_listops, {"sizes": (30, 10, 10)}),
+        "pathfinder": (generate.generate_pathfinder, {"size": 20}),
+    }
+    for name, (module, fewer) in sizes.items():
+        whole = module.write
+
+        def write(*args, whole=whole, fewer=fewer, **kwargs):
+            bound = inspect.signature(whole).bind(*args, **kwargs)
+            bound.arguments |= fewer
+            whole(*bound.args, **bound.kwargs)
+
+        monkeypatch.setattr(module, "write", write)
+        generate.main(name, tmp_path / name)
+        task = lra.task(name, tmp_path / name, few(name, sizes=(15, 5, 5)), 0)
+        assert task.about.startswith("LRA's files") and len(task.splits.train) == 15
+        with pytest.raises(SystemExit, match="is there already"):
+            generate.main(name, tmp_path / name)
 
 
 def test_drawings(tmp_path, monkeypatch):
@@ -676,6 +723,8 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
     other = dataclasses.replace(settings, seed=1)
     with pytest.raises(ValueError, match=r"run of other settings \(seed: 0, not 1\)"):
         _train.train(task, other, folder)
+    with pytest.raises(ValueError, match="`workers` must be 0, as when .*checkpoint.eqx was"):
+        _train.train(task, settings, folder, workers=2)
     augmented = dataclasses.replace(task, about="augmented")
     with pytest.raises(ValueError, match=r"run of other settings \(about: '', not 'augmented'"):
         _train.train(augmented, settings, folder)

@@ -47,7 +47,7 @@ def batches(
         they are asked for. One is best for arrays in memory: more wait for one another. More
         are for files. Without threads, batches are made as they are asked for.
     - `workers`: how many processes to start for it besides, for sources that compute in
-        Python.
+        Python. (Grain reads absl's flags then: they are marked as parsed if they were not.)
 
     Raises a `ValueError` where there is not one batch.
     """

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
+from . import _files
 from ._source import random_split, Splits
 
 
 URL = "https://pde-xd.s3.amazonaws.com/cosmic/"
+COUNTS = (4_830, 420)
 
 # Proposals and visits whose fields are of the type GAL, the only ones taken (NAS-Bench-360:
 # backbone/data_utils/cosmic_dataset.py). The others are of the types EX and GC.
@@ -67,7 +69,13 @@ class Brightened:
         return brighten(self.source[index], np.random.default_rng((self.seed, index)))
 
 
-def load(folder: Path, *, sky: bool = False, seed: int = 42) -> Splits:
+def load(
+    folder: Path,
+    *,
+    sky: bool = False,
+    seed: int = 42,
+    counts: tuple[int, int] | None = COUNTS,
+) -> Splits:
     """Frames of galaxies in F435W: 4,347 to train on, 483 to choose by, 420 to test.
 
     `x` is `(1, 128, 128)`, in electrons, `y` is `(2, 128, 128)`: 1 where a ray hit, and 1 where
@@ -84,11 +92,16 @@ def load(folder: Path, *, sky: bool = False, seed: int = 42) -> Splits:
     - `seed`: of the split and of the skies. The published validation set is the last tenth in
         the order in which a disk listed files, which nobody can repeat. This is a random tenth,
         by PyTorch's `random_split` of the names in their order.
+    - `counts`: how many frames the folders have, to train and to test, or `None` if they may
+        have any number.
 
     Raises a `FileNotFoundError` if there are no frames, and a `ValueError`, when it is read, if
     a frame is damaged or not of its form.
     """
-    learn, test = (Frames(_paths(folder / f"npy_{part}"), sky) for part in ("train", "test"))
+    learn, test = (
+        Frames(_paths(folder / f"npy_{part}", count), sky)
+        for part, count in zip(("train", "test"), counts or (None, None))
+    )
     tenth = len(learn) - int(0.9 * len(learn))
     train, valid = random_split(learn, (len(learn) - tenth, tenth), seed)
     if not sky:
@@ -112,7 +125,7 @@ def standardise(x: Float[Array | np.ndarray, "batch 1 *space"]) -> Any:
     return (x - x.mean()) / x.std()
 
 
-def _paths(folder: Path) -> tuple[Path, ...]:
+def _paths(folder: Path, count: int | None) -> tuple[Path, ...]:
     paths = [
         path
         for path in folder.glob("f435w/*/*/*.npy")
@@ -123,6 +136,7 @@ def _paths(folder: Path) -> tuple[Path, ...]:
             f"There are no frames of galaxies, {folder}/f435w/PROPOSAL/VISIT/*.npy. Unpack "
             f"deepCR.ACS-WFC.{folder.name.removeprefix('npy_')}.tar from {URL}."
         )
+    _files.counted(folder, len(paths), count, URL)
     return tuple(sorted(paths, key=lambda path: path.parts[-4:]))
 
 

@@ -15,10 +15,16 @@ from ._source import Images, random_split, Splits
 
 URL = "https://yann.lecun.org/exdb/mnist/ or https://ossci-datasets.s3.amazonaws.com/mnist/"
 MEAN, STD = 0.1307, 0.3081
+COUNTS = (60_000, 10_000)
 
 
 def load(
-    folder: Path, *, sequential: bool = False, permute: int | None = None, seed: int = 42
+    folder: Path,
+    *,
+    sequential: bool = False,
+    permute: int | None = None,
+    seed: int = 42,
+    counts: tuple[int, int] | None = COUNTS,
 ) -> Splits:
     """The digits, `(1, 28, 28)` each, normalised.
 
@@ -31,12 +37,14 @@ def load(
         `np.random.RandomState(permute).permutation(784)`, whose stream is frozen. The
         literature often takes 92916.
     - `seed`: of the split.
+    - `counts`: how many digits the files have, to train and to test, or `None` if they may have
+        any number.
 
     Raises a `FileNotFoundError` if a file is missing, and a `ValueError` if one is damaged, cut
     off, or has labels beyond 9.
     """
     parts = []
-    for name in ("train", "t10k"):
+    for name, count in zip(("train", "t10k"), counts or (None, None)):
         pixels = _read(folder, f"{name}-images-idx3-ubyte")
         labels = _read(folder, f"{name}-labels-idx1-ubyte")
         if pixels.ndim != 3 or pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1]:
@@ -48,6 +56,7 @@ def load(
             raise ValueError(
                 f"{name}-labels-idx1-ubyte in {folder} has a label {labels.max()}, not 0 to 9."
             )
+        _files.counted(folder / f"{name}-images-idx3-ubyte", len(pixels), count, URL)
         pixels = pixels[:, None]
         if sequential or permute is not None:
             pixels = pixels.reshape(len(pixels), 1, 784)
