@@ -7,6 +7,8 @@
 - `data/TASK/examples`: examples a second that the pipeline gives if nothing else runs.
 - `data/TASK/published/examples`: the same of the task at its published size, from the files, or
   generated on the way.
+- `data/TASK/files/examples`: where those were generated and the official files are read an
+  example at a time, the same from a few such files.
 
 `FOLDER` is as for `python -m benchmarks paper`. Tasks whose data are not there are left out.
 """
@@ -14,11 +16,14 @@
 import dataclasses
 import itertools as it
 import statistics
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tyro
 
 import dnarch_eqx as dn
@@ -28,7 +33,14 @@ from recipes import _settings, cifar, lra, mnist
 from recipes._hyperparameters import LAPTOP
 from recipes._task import Task
 from recipes._train import build
-from recipes.data import batches
+from recipes.data import (
+    batches,
+    cosmic,
+    generate_cosmic,
+    generate_pathfinder,
+    pathfinder,
+    Source,
+)
 
 
 # Batches are made ahead, also while none is taken: few beside so many steps.
@@ -73,7 +85,36 @@ def run(path: Path | None, arguments: list[str]) -> None:
         if data is not None or kind.folder is None:
             full = kind.make(name, data, None, 0)
             rows.append(Row(f"data/{name}/published/examples", _examples(full, 50), "1/s"))
+        if name in _FILES:
+            with tempfile.TemporaryDirectory() as folder:
+                splits = dataclasses.replace(task.splits, train=_FILES[name](Path(folder)))
+                files = dataclasses.replace(task, splits=splits, transform=None)
+                rows.append(Row(f"data/{name}/files/examples", _examples(files, 50), "1/s"))
     finish(rows, path)
+
+
+def _drawings(folder: Path, size: int) -> Source:
+    spec = generate_pathfinder.SIZES[size]
+    generate_pathfinder.write(folder / pathfinder.LEVELS[2], 200, 0, spec)
+    return pathfinder.load(folder, sequential=True, count=None).train
+
+
+def _frames(folder: Path) -> Source:
+    source = generate_cosmic.splits(0, (100, 1, 1), generate_cosmic.Spec(size=256)).train
+    for part, examples in (("train", range(99)), ("test", range(99, 100))):
+        visit = folder / f"npy_{part}" / "f435w" / "10760" / "2"
+        visit.mkdir(parents=True)
+        for i in examples:
+            x, y = source[i]
+            np.save(visit / f"{i}.npy", np.concatenate([x, y]))
+    return cosmic.load(folder, counts=None).train
+
+
+_FILES: dict[str, Callable[[Path], Source]] = {
+    "pathfinder": lambda folder: _drawings(folder, 32),
+    "pathx": lambda folder: _drawings(folder, 128),
+    "cosmic": _frames,
+}
 
 
 def _behind_steps(name: str, row: str, task: Task) -> list[Row]:
