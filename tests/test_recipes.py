@@ -289,6 +289,7 @@ def test_images(tmp_path, monkeypatch):
     write(tmp_path, binary(10) | binary(100) | mnist_files())
     load = ft.partial(cifar_files.load, counts=COUNTS)
     monkeypatch.setattr(cifar_files, "load", load)
+    monkeypatch.setattr(mnist.mnist, "COUNTS", (40, 9))
     # The task, the shape in full, what of it is an image, and the squares of the laptop.
     cases = (
         (lra.task, "image", (1, 1024), (1, 32, 32), 2),
