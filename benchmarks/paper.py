@@ -126,12 +126,11 @@ def run(path: Path | None, arguments: list[str]) -> None:
     if not results:
         print("No run is done yet.")
         return
-    tasks = list(KINDS)
-    parts = (_metrics(tasks, results), _others(tasks, results), _architectures(tasks, results))
+    parts = (_metrics(results), _others(results), _architectures(results))
     text = "\n\n".join(part for part in parts if part)
     _folder.write_text(choice.results / "tables.md", text + "\n")
     print(text, end="\n\n")
-    finish(_rows(tasks, results), path)
+    finish(_rows(results), path)
 
 
 def _variants(task: str) -> tuple[str, ...]:
@@ -222,9 +221,9 @@ def _found(choice: Choice, task: str, variant: str) -> list[dict[str, Any]]:
     return sorted((json.loads(file.read_text()) for file in files), key=lambda r: r["seed"])
 
 
-def _metrics(tasks: list[str], results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+def _metrics(results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     rows: list[tuple[str, ...]] = [("task", "metric", *VARIANTS)]
-    for task in tasks:
+    for task in KINDS:
         done = [results[task, v] for v in VARIANTS if (task, v) in results]
         if done:
             metric = next(iter(done[0][0]["test"]))
@@ -239,12 +238,12 @@ def _metrics(tasks: list[str], results: dict[tuple[str, str], list[dict[str, Any
     return _report.table(rows)
 
 
-def _others(tasks: list[str], results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
+def _others(results: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     """Networks beside each other: what they reach, and what they cost to deploy."""
     rows: list[tuple[str, ...]] = [
         ("task", "network", "metric", "value", "operations over base's", "parameters")
     ]
-    for task in tasks:
+    for task in KINDS:
         others = [v for v in KINDS[task].others if (task, v) in results]
         shown = [v for v in ("base", "krwd") if (task, v) in results] + others
         if not others:
@@ -315,18 +314,18 @@ def _pairs(
     return [(one[seed], base[seed]) for seed in sorted(one.keys() & base.keys())]
 
 
-def _architectures(tasks: list[str], results: dict) -> str:
+def _architectures(results: dict) -> str:
     parts = []
-    for task in tasks:
+    for task in KINDS:
         if found := results.get((task, "krwd")):
             architecture = [tuple(row) for row in found[0]["architecture"]]
             parts.append(f"{task}, KRWD, {found[0]['about']}\n\n{_report.table(architecture)}")
     return "\n\n".join(parts)
 
 
-def _rows(tasks: list[str], results: dict) -> list[Row]:
+def _rows(results: dict) -> list[Row]:
     rows = []
-    for task in tasks:
+    for task in KINDS:
         for variant in _variants(task):
             if found := results.get((task, variant)):
                 metric = next(iter(found[0]["test"]))

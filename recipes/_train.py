@@ -72,19 +72,11 @@ def train(
     - `watch`: is told of every step at which metrics are written down.
     - `workers`: how many processes make batches. What they make is the same.
 
-    Raises a `ValueError` as [`open_run`][] does, or if the folder has a damaged checkpoint, or
-    one of another number of workers.
+    Raises a `ValueError` as [`open_run`][] does, or if the folder has a damaged checkpoint.
     """
     open_run(task, settings, folder)
     built = build(task.network, settings)
     learner = _learner(task, settings, built)
-    data = batches(
-        task.splits.train,
-        settings.batch_size,
-        seed=settings.seed,
-        transform=task.transform,
-        workers=workers,
-    )
     valid = held(task.splits.valid)
     metrics, compilations = folder / "metrics.jsonl", folder / "compilations.jsonl"
 
@@ -93,17 +85,19 @@ def train(
     if (checkpoint := folder / "checkpoint.eqx").is_file():
         header, state = _folder.load(checkpoint, lambda _: state)
         step, plan = header["step"], dn.Plan(header["plan"])
-        if workers != header["workers"]:
-            raise ValueError(
-                f"`workers` must be {header['workers']}, as when {checkpoint} was written: how "
-                f"far it has read is known for each of them; got {workers}."
-            )
-        data.set_state(header["loader"])
         trajectory = Trajectory.load(folder / "trajectory.npz").until(step)
     for path in (metrics, compilations):
         # What was written after the checkpoint will be written again.
         _folder.write_lines(path, [r for r in _folder.read_lines(path) if r["step"] <= step])
 
+    data = batches(
+        task.splits.train,
+        settings.batch_size,
+        seed=settings.seed,
+        transform=task.transform,
+        start=step,
+        workers=workers,
+    )
     planner, before = None, None
     bar = tqdm(total=settings.steps, initial=step, desc=task.name, mininterval=1, disable=None)
     while step < settings.steps:
@@ -137,12 +131,7 @@ def train(
         _folder.append(metrics, {"step": step} | measured)
         tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in measured.items()))
         trajectory.save(folder / "trajectory.npz")
-        header = {
-            "step": step,
-            "plan": dict(plan),
-            "workers": workers,
-            "loader": data.get_state(),
-        }
+        header = {"step": step, "plan": dict(plan)}
         _folder.save(checkpoint, header, state)
     bar.close()
 

@@ -119,8 +119,15 @@ def test_processes_are_jax_by_default():
 @pytest.mark.parametrize("stop", (0, 1, 5, 8, 13, 15))
 @pytest.mark.parametrize("threads", (0, 3))
 def test_checkpoints(stop, threads):
-    make = lambda: batches(
-        *(numbered(21), 4), seed=7, epochs=3, process=(0, 1), transform=noisy, threads=threads
+    make = lambda start=0: batches(
+        numbered(21),
+        4,
+        seed=7,
+        epochs=3,
+        process=(0, 1),
+        transform=noisy,
+        start=start,
+        threads=threads,
     )
     whole = list(make())
     assert len(whole) == 15
@@ -134,10 +141,10 @@ def test_checkpoints(stop, threads):
     second = make()
     next(second)
     second.set_state(state)
-    rest = list(second)
-    assert len(rest) == 15 - stop
-    for (x, y), (x_, y_) in zip(rest, whole[stop:]):
-        assert np.array_equal(x, x_) and np.array_equal(y, y_)
+    for rest in (list(second), list(make(start=stop))):
+        assert len(rest) == 15 - stop
+        for (x, y), (x_, y_) in zip(rest, whole[stop:]):
+            assert np.array_equal(x, x_) and np.array_equal(y, y_)
 
 
 def noisy(example, rng):
@@ -176,7 +183,8 @@ def test_workers_change_nothing():
     state = shared.get_state()
     rest = list(shared)
     shared.set_state(state)
-    for again in (rest, list(shared)):
+    # With any number of workers from where one left off.
+    for again in (rest, list(shared), list(batches(source, 3, start=5, workers=3, **kwargs))):
         together = [*found, *again]
         assert len(together) == len(alone)
         for (x, y), (x_, y_) in zip(together, alone):
@@ -193,7 +201,8 @@ def test_workers_change_nothing():
         ({"seed": -1}, "`seed` must be from 0"),
         ({"seed": 2**32}, "`seed` must be from 0"),
         ({"epochs": 0}, "`epochs` must be positive or `None`, got 0"),
-        ({"threads": -1}, "must not be negative, got -1, 4 and 0"),
+        ({"threads": -1}, "must not be negative, got 0, -1, 4 and 0"),
+        ({"start": -1}, "must not be negative, got -1, 1, 4 and 0"),
     ),
 )
 def test_errors(kwargs, message):

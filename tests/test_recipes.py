@@ -724,8 +724,6 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
     other = dataclasses.replace(settings, seed=1)
     with pytest.raises(ValueError, match=r"run of other settings \(seed: 0, not 1\)"):
         _train.train(task, other, folder)
-    with pytest.raises(ValueError, match="`workers` must be 0, as when .*checkpoint.eqx was"):
-        _train.train(task, settings, folder, workers=2)
     augmented = dataclasses.replace(task, about="augmented")
     with pytest.raises(ValueError, match=r"run of other settings \(about: '', not 'augmented'"):
         _train.train(augmented, settings, folder)

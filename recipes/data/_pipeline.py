@@ -24,6 +24,7 @@ def batches(
     drop_last: bool = True,
     process: tuple[int, int] | None = None,
     transform: Transform | None = None,
+    start: int = 0,
     threads: int = 1,
     ahead: int = 4,
     workers: int = 0,
@@ -31,7 +32,8 @@ def batches(
     """Batches of a source, as NumPy arrays.
 
     They follow from the arguments alone, whatever the threads and workers. `get_state()` of the
-    iterator is a dictionary to be kept with a checkpoint, and `set_state` goes on from there.
+    iterator is a dictionary to be kept with a checkpoint, and `set_state` goes on from there,
+    with as many workers; `start` goes on with any, from as many batches as were taken.
 
     - `batch_size`: how many examples a batch has on one process.
     - `seed`: of the order and of `transform`, from 0 to 2^32 - 1.
@@ -43,6 +45,7 @@ def batches(
         its own part of every epoch, all as many examples; what does not divide is left out,
         something else every epoch if shuffled.
     - `transform`: a random change `(example, rng) -> example`, different every epoch.
+    - `start`: how many batches to leave out.
     - `threads`, `ahead`: how many threads make batches, and how many batches are made before
         they are asked for. One is best for arrays in memory: more wait for one another. More
         are for files. Without threads, batches are made as they are asked for.
@@ -62,10 +65,10 @@ def batches(
         raise ValueError(f"`seed` must be from 0 to 2^32 - 1, got {seed}.")
     if epochs is not None and epochs < 1:
         raise ValueError(f"`epochs` must be positive or `None`, got {epochs}.")
-    if min(threads, ahead, workers) < 0:
+    if min(start, threads, ahead, workers) < 0:
         raise ValueError(
-            "`threads`, `ahead` and `workers` must not be negative, got "
-            f"{threads}, {ahead} and {workers}."
+            "`start`, `threads`, `ahead` and `workers` must not be negative, got "
+            f"{start}, {threads}, {ahead} and {workers}."
         )
     part = len(source) // count
     if part < (batch_size if drop_last else 1):
@@ -85,7 +88,7 @@ def batches(
     if transform is None:
         # A batch at a time, which costs far less where examples lie in memory.
         data = data.map(ft.partial(take, source))
-    data = data.repeat(epochs)
+    data = data.repeat(epochs).slice(slice(start, None))
     read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
     data = data.to_iter_dataset(read)
     if workers:

@@ -29,7 +29,7 @@ def load(
         meaning in them, as LRA reads them (lra_benchmarks/matching/input_pipeline.py): a reader
         of tables that heeds quotes, such as S4's, runs lines together.
     - `length`: what texts are padded, or cut, to, with their end.
-    - `pad`: on which side: at the end, as in the paper and S4; CCNN pads on the left.
+    - `pad`: on which side: at the end, as in S4; CCNN pads on the left.
     - `counts`: how many pairs the files have, or `None` if they may have any number.
 
     Papers are in many pairs, and held once. Raises a `FileNotFoundError` if a file is missing,

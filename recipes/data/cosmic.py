@@ -95,8 +95,8 @@ def load(
     - `counts`: how many frames the folders have, to train and to test, or `None` if they may
         have any number.
 
-    Raises a `FileNotFoundError` if there are no frames, and a `ValueError`, when it is read, if
-    a frame is damaged or not of its form.
+    Raises a `FileNotFoundError` if there are no frames, and a `ValueError` if there are not as
+    many, or, when it is read, if a frame is damaged or not of its form.
     """
     learn, test = (
         Frames(_paths(folder / f"npy_{part}", count), sky)

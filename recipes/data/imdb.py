@@ -48,7 +48,7 @@ def load(
     - `folder`: where `aclImdb_v1.tar.gz` lies, or what it unpacks to, `aclImdb`, or that.
     - `length`: what reviews are padded, or cut, to, with their end.
     - `min_freq`: how often a character must occur in the training set to be in the vocabulary.
-    - `pad`: on which side: at the end, as in the paper and S4; CCNN pads on the left.
+    - `pad`: on which side: at the end, as in S4; CCNN pads on the left.
     - `valid`: the share of the training set to choose by. If 0, as in S4, CCNN and DNArch, the
         test set is `valid`, too: results are then chosen by the test set.
     - `encoding`: `"utf-8"` for characters, as S4 and CCNN have it; `"latin-1"` for bytes, as

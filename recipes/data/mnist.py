@@ -41,7 +41,7 @@ def load(
         any number.
 
     Raises a `FileNotFoundError` if a file is missing, and a `ValueError` if one is damaged, cut
-    off, or has labels beyond 9.
+    off, has not as many digits, or has labels beyond 9.
     """
     parts = []
     for name, count in zip(("train", "t10k"), counts or (None, None)):
