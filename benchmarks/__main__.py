@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there, too")
     args, rest = parser.parse_known_args()
     # As the README advises those who train on CPUs.
-    dn.keep_memory()
+    dn.runtime.keep_memory()
     run = importlib.import_module(f"benchmarks.{args.name}").run
     if "arguments" in inspect.signature(run).parameters:
         run(args.json, arguments=rest)

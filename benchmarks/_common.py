@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
+from jaxtyping import Float
 
 from dnarch_eqx import table
 
@@ -36,6 +38,16 @@ def medians(
             if i > 0:
                 seconds[name].append((time.perf_counter() - start) / in_a_row)
     return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def paces(seconds: Float[np.ndarray, " steps"], over: int) -> Float[np.ndarray, " steps"]:
+    """What steps take about each: means over so many calls that it does not matter which of
+    them wait for others.
+    """
+    over = min(over, len(seconds))
+    means = np.convolve(seconds, np.ones(over) / over, "valid")
+    before = over // 2
+    return np.pad(means, (before, over - 1 - before), "edge")
 
 
 def finish(rows: list[Row], path: Path | None) -> None:

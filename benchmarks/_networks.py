@@ -5,6 +5,7 @@ import functools as ft
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.random as jr
 import optax
@@ -15,13 +16,13 @@ from benchmarks import _hand_written
 from dnarch_eqx import nn
 
 
-_CLASSES, _OMEGA = 10, 10_000.0
+CLASSES, OMEGA = 10, 10_000.0
 # Plans as tight as they can be, for the sizes below.
 _RULES = {
-    "*.kernel*": dn.odd(ratio=1),
-    "*.resolution*": dn.smooth(ratio=1),
-    "depth": dn.every(),
-    "*": dn.multiples(4),
+    "*.kernel*": dn.ladders.odd(ratio=1),
+    "*.resolution*": dn.ladders.smooth(ratio=1),
+    "depth": dn.ladders.every(),
+    "*": dn.ladders.multiples(4),
 }
 
 
@@ -57,14 +58,17 @@ CASES = {
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Training steps: what runs the next, and what lowers it, to be compiled only if needed."""
+    """Training steps: what runs the next, what lowers it, and what has it compiled, by default
+    from there (for `jax.jit` that is what it runs).
+    """
 
     run: Callable[[], Any]
     lower: Callable[[], jax.stages.Lowered]
+    compiled: Callable[[], Any] | None = None
 
     @ft.cached_property
     def program(self) -> Any:
-        return self.lower().compile()
+        return self.lower().compile() if self.compiled is None else self.compiled()
 
     @property
     def temporary(self) -> float:
@@ -87,9 +91,9 @@ class Learned:
             base,
             "KRWD",
             1,
-            _CLASSES,
+            CLASSES,
             case.shape,
-            omega_0=_OMEGA,
+            omega_0=OMEGA,
             stream=True,
             key=jr.key(0),
         )
@@ -107,7 +111,8 @@ class Learned:
         self._batch = batch(case)
         budget = dn.Budget(nn.complexity(model), nn.base_sizes(model, base))
         optim = dn.adamw(1e-3, steps=1000, warmup=10, weight_decay=0.01)
-        self._learner = dn.Learner(_loss, optim, nn.axes(model), budget, strict=False)
+        self._axes = nn.axes(model)
+        self._learner = dn.Learner(_loss, optim, self._axes, budget, strict=False)
         self._state = self._learner.init(model, masks)
 
     def step(self, plan: dn.Plan | None = None) -> Step:
@@ -120,7 +125,45 @@ class Learned:
             state, _ = self._learner.step(state, self._batch, plan)
             return state
 
-        return Step(run, lambda: self._learner.lower(self._state, self._batch, plan))
+        return Step(
+            run,
+            lambda: self._learner.lower(self._state, self._batch, plan),
+            lambda: self._compiled(plan),
+        )
+
+    def _compiled(self, plan: dn.Plan) -> Any:
+        """What the learner runs: not compiled once more if it is there."""
+        learner, rest = self._learner, (self._batch, None, self._learner.budget)
+        key = learner.key(learner.signature(self._state), rest)
+        return learner.compiled(self._state, rest, plan, key).compiled
+
+    def constant_masks(self) -> Step:
+        """The training step of the weights alone, under the plan, whose masks are constants of
+        the program.
+        """
+        optim, masks = _optim(), self._state.masks
+        weights, rest = eqx.partition(self._state.model, eqx.is_inexact_array)
+
+        @jax.jit
+        def step(weights, opt_state, batch):
+            def loss(weights):
+                model = eqx.combine(weights, rest)
+                net = dn.materialize(model, self._axes, masks, self.plan, check_coverage=False)
+                return _loss(net, batch, None)
+
+            grads = jax.grad(loss)(weights)
+            updates, opt_state = optim.update(grads, opt_state, weights)
+            return eqx.apply_updates(weights, updates), opt_state
+
+        start = weights, optim.init(weights)
+        state = start
+
+        def run() -> Any:
+            nonlocal state
+            state = step(*state, self._batch)
+            return state
+
+        return Step(run, lambda: step.lower(*start, self._batch))
 
 
 def by_hand(case: Case, plan: dn.Plan, *, roomy: bool = True) -> Step:
@@ -132,7 +175,7 @@ def by_hand(case: Case, plan: dn.Plan, *, roomy: bool = True) -> Step:
     kernels = [extents(i, "kernel") for i in range(depth)]
     resolutions = [extents(i, "resolution") for i in range(depth)]
     params = _hand_written.init(
-        jr.key(0), shape=case.shape, channels=1, classes=_CLASSES, depth=depth, width=width
+        jr.key(0), shape=case.shape, channels=1, classes=CLASSES, depth=depth, width=width
     )
     return _step_by_hand(case, params, kernels, resolutions, roomy)
 
@@ -145,7 +188,7 @@ def masked_by_hand(case: Case) -> Step:
         jr.key(0),
         shape=case.shape,
         channels=1,
-        classes=_CLASSES,
+        classes=CLASSES,
         depth=case.depth,
         width=case.width,
     )
@@ -157,7 +200,7 @@ def masked_by_hand(case: Case) -> Step:
 def batch(case: Case) -> tuple[Float[Array, "batch 1 *space"], Int[Array, " batch"]]:
     key = jr.key(0)
     x = jr.normal(key, (case.batch, 1, *case.shape))
-    return x, jr.randint(key, (case.batch,), 0, _CLASSES)
+    return x, jr.randint(key, (case.batch,), 0, CLASSES)
 
 
 def _loss(net, batch, key):
@@ -167,14 +210,18 @@ def _loss(net, batch, key):
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
 
 
+def _optim() -> optax.GradientTransformation:
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 10, decay_steps=1000)
+    return optax.adamw(schedule, weight_decay=0.01)
+
+
 def _step_by_hand(
     case: Case, params: Any, kernels: list, resolutions: list, roomy: bool = True
 ) -> Step:
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 10, decay_steps=1000)
-    optim = optax.adamw(schedule, weight_decay=0.01)
+    optim = _optim()
     forward = ft.partial(
         _hand_written.forward,
-        omega_0=_OMEGA,
+        omega_0=OMEGA,
         kernels=kernels,
         resolutions=resolutions,
         roomy=roomy,

@@ -19,14 +19,14 @@ F: Any = torch.nn.functional
 
 
 def training_step(
-    forward: Callable, params: Any, batch: Any, *, compiled: bool = False
+    forward: Callable, params: Any, batch: Any, *, compiled: bool = False, device: str = "cpu"
 ) -> Callable[[], Any]:
     """With a learning rate of 0, whose updates cost the same: the masks stay at the sizes that
     are compared.
     """
     forward = torch.compile(forward) if compiled else forward
-    params = tensors(params)
-    x, y = (torch.tensor(np.asarray(a)) for a in batch)
+    params = tensors(params, device)
+    x, y = (torch.tensor(np.asarray(a), device=device) for a in batch)
     y = y.long()
     trained = [leaf for leaf in jax.tree.leaves(params) if leaf.requires_grad]
     optim = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.01, fused=True)
@@ -41,9 +41,10 @@ def training_step(
     return step
 
 
-def tensors(params: Any) -> Any:
+def tensors(params: Any, device: str = "cpu") -> Any:
     """Parameters of `_hand_written` as leaves to be trained, all but the frequencies."""
-    params = jax.tree.map(lambda a: torch.tensor(np.asarray(a), requires_grad=True), params)
+    tensor = lambda a: torch.tensor(np.asarray(a), device=device, requires_grad=True)
+    params = jax.tree.map(tensor, params)
     params["frequencies"].requires_grad_(False)
     return params
 
@@ -67,7 +68,7 @@ class Convolution(torch.autograd.Function):
         grad = torch.fft.rfft(grad, period)[..., :kept]
         grad_x = torch.fft.irfft(grad * kernel.conj(), period)[..., :length]
         # All frequencies but 0 and half the sampling rate stand for their negatives, too.
-        weight = torch.full((kept,), 2 / period)
+        weight = torch.full((kept,), 2 / period, device=grad.device)
         weight[0] /= 2
         if 2 * (kept - 1) == period:
             weight[-1] /= 2
@@ -96,8 +97,10 @@ def batch_norm(p, x):
 
 def features(params, length, omega_0, window):
     """On the `window` taps in the middle."""
-    x = torch.linspace(-1, 1, length + 1)[(length + 1 - window) // 2 :][:window]
-    turns = omega_0 * params["frequencies"][0][:, None] * x
+    frequencies = params["frequencies"][0]
+    x = torch.linspace(-1, 1, length + 1, device=frequencies.device)
+    x = x[(length + 1 - window) // 2 :][:window]
+    turns = omega_0 * frequencies[:, None] * x
     phase = 2 * math.pi * (turns - turns.round())
     h = torch.cat([phase.cos(), phase.sin()])
     for p in params["generator"]:
@@ -140,7 +143,7 @@ def sigmoid_mask(offset, capacity, temperature=25.0):
     """The mask up to its cutoff, where it is 0.1."""
     cutoff = offset.item() + math.log(9) / temperature
     size = math.floor((cutoff + 1) / 2 * (capacity - 1)) + 1
-    x = torch.linspace(-1, 1, capacity)[: max(size, 1)]
+    x = torch.linspace(-1, 1, capacity, device=offset.device)[: max(size, 1)]
     return torch.sigmoid(temperature * (offset - x))
 
 
@@ -148,7 +151,8 @@ def gaussian_mask(sigma, capacity):
     """The mask between its cutoffs, where it is 0.1."""
     cutoff = min(sigma.item() * math.sqrt(2 * math.log(10)), 1.0)
     half = math.floor(cutoff * (capacity // 2))
-    x = torch.linspace(-1, 1, capacity)[capacity // 2 - half : capacity // 2 + half + 1]
+    x = torch.linspace(-1, 1, capacity, device=sigma.device)
+    x = x[capacity // 2 - half : capacity // 2 + half + 1]
     return torch.exp(-0.5 * (x / sigma) ** 2)
 
 

@@ -12,7 +12,6 @@ import jax.random as jr
 
 import dnarch_eqx as dn
 from dnarch_eqx import nn
-from dnarch_eqx._timing import host_cost
 
 
 FOLDER = Path(__file__).parent / "trajectories"
@@ -20,10 +19,10 @@ FOLDER = Path(__file__).parent / "trajectories"
 
 def write(
     path: Path,
-    trace: dn.Trace,
+    trace: dn.runtime.Trace,
     network: Mapping[str, Any],
     buckets: Mapping[str, dn.Ladder],
-    timing: dn.Timing,
+    timing: dn.runtime.Timing,
 ) -> None:
     """Writes `path`, an `.npz`, and the `.json` beside it.
 
@@ -42,12 +41,15 @@ def write(
     path.with_suffix(".json").write_text(json.dumps(about) + "\n")
 
 
-def read(path: Path) -> tuple[dn.Trace, dn.Masks, dict[str, dn.Ladder], dn.Timing]:
+def read(
+    path: Path,
+) -> tuple[dn.runtime.Trace, dn.Masks, dict[str, dn.Ladder], dn.runtime.Timing]:
     """What was written, to be replayed. The masks have shapes in place of parameters."""
     about = json.loads(path.with_suffix(".json").read_text())
     network = about["network"]
     network |= {"base": nn.Base(**network["base"]), "shape": tuple(network["shape"])}
     model, masks = eqx.filter_eval_shape(lambda key: nn.dnarch(**network, key=key), jr.key(0))
     buckets = {axis: tuple(ladder) for axis, ladder in about["buckets"].items()}
-    cost = host_cost(nn.complexity(model), dn.Grid(masks, buckets))
-    return dn.Trace.load(path), masks, buckets, dn.Timing(cost, **about["timing"])
+    cost = dn.runtime.host_cost(nn.complexity(model), dn.runtime.Grid(masks, buckets))
+    timing = dn.runtime.Timing(cost, **about["timing"])
+    return dn.runtime.Trace.load(path), masks, buckets, timing

@@ -50,7 +50,7 @@ def run(path: Path | None) -> None:
 
 
 def _overlap(learner, state, batch, plan) -> float:
-    program = learner._trace(state, batch, dn.Plan())
+    program = learner.trace(state, (batch, None, learner.budget), dn.Plan())
     worker = threading.Thread(target=program.compile)
 
     def rate(going) -> float:
@@ -68,7 +68,7 @@ def _overlap(learner, state, batch, plan) -> float:
 def _persistent() -> float:
     """Seconds of a compilation that the cache has."""
     with tempfile.TemporaryDirectory() as folder:
-        dn.persistent_cache(folder)
+        dn.runtime.persistent_cache(folder)
         learner, state, plan, batch = _setup()
         learner.compile(state, batch, plan)
         learner, state, plan, batch = _setup()

@@ -179,7 +179,7 @@ def _check(choice: Choice, task: str, variant: str) -> None:
 
 
 def _result(run: Run) -> dict[str, Any]:
-    relative = [row["relative"] for row in run.rows if row.get("relative") is not None]
+    relative = [row["complexity"] for row in run.rows if "complexity" in row]
     return {
         "about": run.task.about,
         "seed": run.settings.seed,
@@ -188,7 +188,7 @@ def _result(run: Run) -> dict[str, Any]:
         "relative": relative[-1],
         "mean relative": statistics.mean(relative),
         "seconds": sum(row["seconds"] for row in run.rows if "seconds" in row),
-        "compiling": sum(c["seconds"] - c["hidden"] for c in run.compilations),
+        "compiling": sum(c["seconds"] - c["overlapped"] for c in run.compilations),
         "compilations": len(run.compilations),
         "parameters": dn.parameters(run.deployed),
         "operations": _operations(run),

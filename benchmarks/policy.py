@@ -25,10 +25,10 @@ from benchmarks._common import finish, Row
 
 
 _POLICIES = {
-    "EveryStep": dn.EveryStep(),
-    "Every(100)": dn.Every(100),
-    "Hysteresis": dn.Hysteresis(),
-    "BreakEven": dn.BreakEven(),
+    "EveryStep": dn.runtime.EveryStep(),
+    "Every(100)": dn.runtime.Every(100),
+    "Hysteresis": dn.runtime.Hysteresis(),
+    "BreakEven": dn.runtime.BreakEven(),
 }
 
 _Counts: TypeAlias = Int[np.ndarray, " axes"]
@@ -64,27 +64,33 @@ def run(path: Path | None) -> None:
     print(f"\n{dn.table(table)}")
 
 
-def _outcomes(file: Path) -> dict[str, dn.Outcome]:
+def _outcomes(file: Path) -> dict[str, dn.runtime.Outcome]:
     """What each policy pays on a recorded run."""
     trace, masks, buckets, timing = _trajectories.read(file)
-    policies = _POLICIES | {"best": dn.optimum(trace, masks, buckets, timing)}
+    policies = _POLICIES | {"best": dn.runtime.optimum(trace, masks, buckets, timing)}
     return {
-        name: dn.replay(trace, policy, masks, buckets, timing)
+        name: dn.runtime.replay(trace, policy, masks, buckets, timing)
         for name, policy in policies.items()
     }
 
 
 _CAPACITY = 32
-_MASK, _LADDER = dn.Sigmoid(_CAPACITY), dn.every()(_CAPACITY)
+_MASK, _LADDER = dn.Sigmoid(_CAPACITY), dn.ladders.every()(_CAPACITY)
 
 
-def _over_best(rows: list[_Counts], timing: dn.Timing) -> float:
-    axes = tuple(f"x{i}" for i in range(len(rows[0])))
-    trace = dn.Trace.of(axes, np.stack(rows))
-    # Not `dn.regret`: a first plan that is compiled already is so for both.
+def _over_best(
+    rows: list[_Counts], timing: dn.runtime.Timing, compiled: tuple[dn.Plan, ...] = ()
+) -> float:
+    axes = _axes(len(rows[0]))
+    trace = dn.runtime.Trace.of(axes, np.stack(rows))
     run = dict.fromkeys(axes, _MASK), dict.fromkeys(axes, _LADDER), timing
-    best = dn.replay(trace, dn.optimum(trace, *run), *run)
-    return dn.replay(trace, dn.BreakEven(), *run).seconds / best.seconds
+    # Not `dn.runtime.regret`: a first plan that is compiled already is so for both.
+    paid = lambda policy: dn.runtime.replay(trace, policy, *run, compiled=compiled).seconds
+    return paid(dn.runtime.BreakEven()) / paid(dn.runtime.optimum(trace, *run))
+
+
+def _axes(n: int) -> tuple[str, ...]:
+    return tuple(f"x{i}" for i in range(n))
 
 
 def _mean(rng: np.random.Generator, of: Callable[[_Counts], _Counts]) -> _Cost:
@@ -108,13 +114,16 @@ _SHRINKS: dict[str, Callable[[np.random.Generator, bool, bool], bool]] = {
 }
 
 
-def _shrinking(rng: np.random.Generator, kind: str) -> tuple[list[_Counts], dn.Timing]:
+def _shrinking(
+    rng: np.random.Generator, kind: str
+) -> tuple[list[_Counts], dn.runtime.Timing, tuple[dn.Plan, ...]]:
     now = rng.integers(2, 9, rng.integers(1, 4))
     base = rng.choice([1.5, 4.0, 16.0])
     cost = _mean(rng, lambda sizes, most=now: base ** (sizes - most))
     compile = 10 ** rng.uniform(-0.5, 2)
-    held = frozenset({now.tobytes()} if rng.random() < 0.5 else ())
-    timing = dn.Timing(cost, compile, overhead=rng.choice([0.0, 0.1]), held=held)
+    first = dn.Plan(dict(zip(_axes(len(now)), now.tolist())))
+    compiled = (first,) if rng.random() < 0.5 else ()
+    timing = dn.runtime.Timing(cost, compile, overhead=rng.choice([0.0, 0.1]))
     rows, plan, wasted, bought = [now], now, 0.0, True
     for _ in range(rng.integers(1, 80)):
         about_to = wasted + cost(plan) - cost(now) > compile
@@ -125,7 +134,7 @@ def _shrinking(rng: np.random.Generator, kind: str) -> tuple[list[_Counts], dn.T
         if bought:
             plan, wasted = now, 0.0
         rows.append(now)
-    return rows, timing
+    return rows, timing, compiled
 
 
 def _shrunk(rng: np.random.Generator, now: _Counts) -> _Counts:
@@ -141,14 +150,14 @@ def _shrunk(rng: np.random.Generator, now: _Counts) -> _Counts:
 #
 
 
-def _growing(rng: np.random.Generator, kind: str) -> tuple[list[_Counts], dn.Timing]:
+def _growing(rng: np.random.Generator, kind: str) -> tuple[list[_Counts], dn.runtime.Timing]:
     # As long as it takes until the smallest plan is compiled, after the largest.
     compile = 10 ** rng.uniform(-0.5, 1.5)
     power = rng.choice([1.0, 2.0, 3.0])
     cost = _mean(rng, lambda sizes: (sizes / _CAPACITY) ** power)
     small = int(compile / (1 - _CAPACITY**-power)) + 1
     rows = [np.array(row) for row in _GROWS[kind](rng, small)]
-    return rows, dn.Timing(cost, compile)
+    return rows, dn.runtime.Timing(cost, compile)
 
 
 def _walk(rng: np.random.Generator, small: int) -> Iterator[tuple[int, ...]]:

@@ -18,7 +18,7 @@ much as hundreds of them. The rows of `sequences` have no prefix.
   and uneven steps cost. The rest is what buckets cost.
 - `run/compilations`, `run/crossings`, `run/waste`: programs compiled; changes of the smallest
   plan in the grid; operations in buckets over operations in exact sizes, mean over the steps.
-- `host/hidden`: how much of the time that compilations took training went on; and the same
+- `host/overlapped`: how much of the time that compilations took training went on; and the same
   without the first, behind which there is nothing to go on with.
 
 It writes the trajectories, for `python -m benchmarks policy`. It takes half an hour.
@@ -37,28 +37,27 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from jaxtyping import Float
 
 import dnarch_eqx as dn
 from benchmarks import _trajectories
-from benchmarks._common import finish, medians, Row
+from benchmarks._common import finish, medians, paces, Row
 from dnarch_eqx import nn
 from recipes.quickstart import Digits
 
 
 _STEPS, _NOISE, _IN_FLIGHT = 2000, 1.0, 8
 _EXACT = {
-    "*.kernel*": dn.odd(ratio=1),
-    "*.resolution*": dn.smooth(ratio=1),
-    "*": dn.every(),
+    "*.kernel*": dn.ladders.odd(ratio=1),
+    "*.resolution*": dn.ladders.smooth(ratio=1),
+    "*": dn.ladders.every(),
 }
 # As fine as they can be: the policy sees to it that there are few compilations. The first
 # pattern that fits an axis counts.
 _FINE = {
-    "*.kernel*": dn.odd(ratio=1),
-    "*.resolution*": dn.smooth(ratio=1),
-    "depth": dn.every(),
-    "*": dn.multiples(4),
+    "*.kernel*": dn.ladders.odd(ratio=1),
+    "*.resolution*": dn.ladders.smooth(ratio=1),
+    "depth": dn.ladders.every(),
+    "*": dn.ladders.multiples(4),
 }
 
 
@@ -133,15 +132,15 @@ def _rows(name: str, setting: Setting) -> list[Row]:
     wall = time.perf_counter() - times[0]
 
     print(f"{name}\n\n{planner.report()}\n")
-    trace, grid = planner.trace, dn.Grid(masks, buckets)
+    trace, grid = planner.trace, dn.runtime.Grid(masks, buckets)
     file = _trajectories.FOLDER / f"{name}.npz"
     _trajectories.write(file, trace, setting.network, buckets, planner.timing)
     fits = np.stack([grid.fit(active) for active in trace.active])
     crossings = int(np.sum(np.any(fits[1:] != fits[:-1], axis=1)))
     compiled, outcome = learner.compilations, planner.outcome()
     # Of none it is all.
-    hidden = lambda some: (
-        sum(c.hidden for c in some) / sum(c.seconds for c in some) if some else 1
+    overlapped = lambda some: (
+        sum(c.overlapped for c in some) / sum(c.seconds for c in some) if some else 1
     )
     total = sum(c.seconds for c in compiled)
     steady, ideal = _ideal(setting, state, batch, planner, optim, list(np.diff(times)))
@@ -159,8 +158,8 @@ def _rows(name: str, setting: Setting) -> list[Row]:
         Row(f"run{prefix}/seconds", wall, "s"),
         Row(f"run{prefix}/milliseconds", 1e3 * wall / _STEPS, "ms"),
         Row(f"run{prefix}/accuracy", _accuracy(learner, state, planner, digits, setting), "%"),
-        Row(f"host{prefix}/hidden", hidden(compiled), "", targets[4]),
-        Row(f"host{prefix}/hidden_but_first", hidden(compiled[1:]), ""),
+        Row(f"host{prefix}/overlapped", overlapped(compiled), "", targets[4]),
+        Row(f"host{prefix}/overlapped_but_first", overlapped(compiled[1:]), ""),
         Row(f"host{prefix}/compiling", total, "s"),
     ]
 
@@ -178,8 +177,8 @@ def _ideal(
 
     - `seconds`: what each step took.
     """
-    trace, cost, of = planner.trace, planner.timing.cost, planner.learner
-    exact = dn.Grid(state.masks, dn.buckets(state.masks, _EXACT))
+    trace, units, of = planner.trace, planner.timing.units, planner.learner
+    exact = dn.runtime.Grid(state.masks, dn.buckets(state.masks, _EXACT))
     moments = np.linspace(0, trace.length - 1, 6).astype(int)
     sizes = np.unique([exact.fit(row) for row in trace.every_step()[moments]], axis=0)
     starts, plans = zip(*planner.outcome().plans)
@@ -190,29 +189,19 @@ def _ideal(
         {str(plan): lambda plan=plan: probe.step(state, batch, plan) for plan in every}, 15
     )
     slope, intercept = np.polyfit(
-        [cost(row) for row in sizes], [found[str(exact.plan(row))] for row in sizes], 1
+        [units(row) for row in sizes], [found[str(exact.plan(row))] for row in sizes], 1
     )
-    fits = [intercept + slope * cost(exact.fit(row)) for row in trace.every_step()]
+    fits = [intercept + slope * units(exact.fit(row)) for row in trace.every_step()]
     longest = max(c.seconds for c in of.compilations)
     most = math.ceil(4 * longest / statistics.median(seconds))
-    paces = _paces(np.array(seconds))
+    pace = paces(np.array(seconds), 4 * _IN_FLIGHT)
     steady, ideal = 0.0, 0.0
     for plan, start, end in zip(plans, starts, [*starts[1:], trace.length]):
         for part in np.array_split(np.arange(start, end), math.ceil((end - start) / most)):
-            typical = float(np.median(paces[part]))
+            typical = float(np.median(pace[part]))
             steady += typical * len(part)
             ideal += typical / found[str(plan)] * sum(fits[i] for i in part)
     return steady, ideal
-
-
-def _paces(seconds: Float[np.ndarray, " steps"]) -> Float[np.ndarray, " steps"]:
-    """What steps take about each: means over so many calls that it does not matter which of
-    them wait for others.
-    """
-    over = min(4 * _IN_FLIGHT, len(seconds))
-    means = np.convolve(seconds, np.ones(over) / over, "valid")
-    before = over // 2
-    return np.pad(means, (before, over - 1 - before), "edge")
 
 
 def _noisy(digits: Digits, setting: Setting) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -7,7 +7,7 @@ networks in PyTorch:
 - DNArch as the paper proposes it where shapes may change: weights at the capacities, cropped
   to the masks in every forward pass, eager. Its stream keeps the width of the capacity.
 
-Memory is kept (`dn.keep_memory`, as in all benchmarks) for PyTorch as much as for JAX.
+Memory is kept (`dn.runtime.keep_memory`, as in all benchmarks) for PyTorch as much as for JAX.
 """
 
 import functools as ft
@@ -23,7 +23,7 @@ from benchmarks import _hand_written, _networks
 from benchmarks._common import finish, medians, Row
 
 
-_CASE, _CLASSES, _OMEGA = _networks.CASES["1d-140"], 10, 10_000.0
+_CASE, _CLASSES, _OMEGA = _networks.CASES["1d-140"], _networks.CLASSES, _networks.OMEGA
 _REPEATS = 11
 
 

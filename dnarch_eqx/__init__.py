@@ -2,12 +2,10 @@
 
 from importlib.metadata import version as _version
 
-from . import nn as nn
+from . import ladders as ladders, nn as nn, runtime as runtime
 from ._axes import (
     Axes as Axes,
     AxisMap as AxisMap,
-    capacities as capacities,
-    check as check,
     declare as declare,
     Fused as Fused,
     fused as fused,
@@ -15,15 +13,11 @@ from ._axes import (
     Gated as Gated,
     gated as gated,
 )
+from ._budget import Budget as Budget
 from ._cost import parameter_cost as parameter_cost
 from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
 from ._gaussian import Gaussian as Gaussian
-from ._learner import (
-    Aux as Aux,
-    Compilation as Compilation,
-    Learner as Learner,
-    State as State,
-)
+from ._layout import capacities as capacities, check as check
 from ._masks import (
     AbstractMask as AbstractMask,
     Masks as Masks,
@@ -34,39 +28,8 @@ from ._materialize import (
     freeze as freeze,
     materialize as materialize,
 )
-from ._memory import keep_memory as keep_memory
 from ._optim import adamw as adamw
-from ._plan import (
-    buckets as buckets,
-    every as every,
-    exact as exact,
-    full as full,
-    geometric as geometric,
-    Ladder as Ladder,
-    multiples as multiples,
-    odd as odd,
-    Plan as Plan,
-    plan as plan,
-    replan as replan,
-    Rule as Rule,
-    smooth as smooth,
-)
-from ._planner import Planner as Planner
-from ._policy import (
-    AbstractPolicy as AbstractPolicy,
-    AtMost as AtMost,
-    BreakEven as BreakEven,
-    Every as Every,
-    EveryStep as EveryStep,
-    Hysteresis as Hysteresis,
-    Observation as Observation,
-    Oracle as Oracle,
-)
-from ._predict import predict as predict
-from ._programs import (
-    forbid_compilation as forbid_compilation,
-    persistent_cache as persistent_cache,
-)
+from ._plan import exact as exact, Plan as Plan, plan as plan
 from ._report import (
     describe as describe,
     operations as operations,
@@ -77,21 +40,21 @@ from ._report import (
 from ._sigmoid import Sigmoid as Sigmoid
 from ._sizes import (
     active as active,
-    Budget as Budget,
     present as present,
     project as project,
     sizes as sizes,
     stack as stack,
 )
-from ._timing import Grid as Grid, Timing as Timing
-from ._trace import (
-    optimum as optimum,
-    Outcome as Outcome,
-    regret as regret,
-    replay as replay,
-    Trace as Trace,
+from ._train import (
+    checked as checked,
+    make_step as make_step,
+    OnNonfinite as OnNonfinite,
+    State as State,
+    Step as Step,
+    StepInfo as StepInfo,
 )
-from ._velocity import Velocity as Velocity
+from .ladders import buckets as buckets, Ladder as Ladder, Rule as Rule
+from .runtime import Learner as Learner, Planner as Planner, predict as predict
 
 
 __version__ = _version("dnarch_eqx")

@@ -1,12 +1,15 @@
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
-from ._axes import AxisMap, capacities, layout, nodes, Part
+from ._axes import AxisMap
 from ._custom_types import Cost, Sizes
+from ._layout import capacities, Factor, layout, nodes
 from ._masks import Masks
-from ._misc import as_float
+from ._misc import as_float, known
 from ._sizes import present
 
 
@@ -30,24 +33,22 @@ def parameter_cost(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> 
         for path, node in nodes(model)
         if path in axes and isinstance(node, (list, tuple))
     }
-    terms: list[tuple[tuple[Part, ...], tuple[tuple[Part, int], ...]]] = []
+    terms: list[tuple[tuple[Factor, ...], tuple[tuple[Factor, int], ...]]] = []
     for path, node in nodes(model):
         if eqx.is_inexact_array(node):
-            dims = resolved.get(path, tuple((Part(None, n),) for n in node.shape))
+            dims = resolved.get(path, tuple((Factor(None, n),) for n in node.shape))
             above = tuple(
                 (part, int(path[len(prefix) + 1 : path.index("]", len(prefix))]))
                 for prefix, part in sequences.items()
                 if path.startswith(prefix + "[")
             )
             terms.append((tuple(part for dim in dims for part in dim), above))
-
     known = capacities(model, axes, masks)
 
     def cost(sizes: Sizes) -> Float[Array, ""]:
-        if unknown := sorted(set(sizes) - set(known)):
-            raise ValueError(f"`sizes` names {unknown[0]!r}; the axes are {sorted(known)}.")
+        check_sizes(sizes, known)
 
-        def size(part: Part) -> Float[Array, ""]:
+        def size(part: Factor) -> Float[Array, ""]:
             return as_float(
                 part.capacity if part.axis is None else sizes.get(part.axis, part.capacity)
             )
@@ -61,3 +62,20 @@ def parameter_cost(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> 
         return total
 
     return cost
+
+
+def check_sizes(sizes: Any, capacities: Mapping[str, int]) -> None:
+    """Raises `ValueError` for sizes of other axes, and for those, if they are known, that no
+    axis of this capacity can have.
+    """
+    if not isinstance(sizes, Mapping):
+        raise ValueError(f"`sizes` must be a dictionary from axis to size, got {sizes!r}.")
+    for axis, size in sizes.items():
+        if axis not in capacities:
+            raise ValueError(f"`sizes` names {axis!r}; the axes are {sorted(capacities)}.")
+        x = known(f"sizes[{axis!r}]", size)
+        if x is not None and not 0 <= x <= capacities[axis]:
+            raise ValueError(
+                f"`sizes` has {size} for axis {axis!r}; sizes lie between 0 and the capacity, "
+                f"here {capacities[axis]}."
+            )

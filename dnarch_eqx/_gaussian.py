@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ._masks import AbstractMask, bucket_in_range, HIGHEST, names, positive, threshold_in_range
-from ._misc import as_float
+from ._masks import AbstractMask, bucket_in_range, HIGHEST, made, names, threshold_in_range
+from ._misc import as_float, number, positive, replace
 
 
 class Gaussian(AbstractMask):
@@ -20,6 +20,7 @@ class Gaussian(AbstractMask):
 
     sigma: Float[Array, ""]
     mean: Float[Array, ""]
+    made: Float[Array, " numbers"] = eqx.field(repr=False)
     capacity: int = eqx.field(static=True)
     unit: float = eqx.field(static=True)
     threshold: float = eqx.field(static=True)
@@ -45,7 +46,7 @@ class Gaussian(AbstractMask):
 
         Raises `ValueError` if an argument is out of its range.
         """
-        self.capacity = positive("capacity", capacity)
+        self.capacity = capacity = positive("capacity", capacity)
         if capacity < 3 or capacity % 2 == 0:
             raise ValueError(
                 "`capacity` of a Gaussian mask must be odd, so that a position lies at its "
@@ -53,20 +54,21 @@ class Gaussian(AbstractMask):
             )
         self.threshold = threshold_in_range(threshold)
         self.learn = names("learn", learn, ("sigma", "mean"))
-        # `reach` sigmas from the mean the mask meets the threshold (Eq. 5).
-        reach = math.sqrt(-2 * math.log(threshold))
+        # `cutoff_sigmas` sigmas from the mean the mask meets the threshold (Eq. 5).
+        cutoff_sigmas = math.sqrt(-2 * math.log(self.threshold))
         lowest, highest = self._admissible()
         if size is not None and sigma is not None:
             raise ValueError("Give one of `size` and `sigma`, not both.")
         if size is not None:
             smallest = 2 / (capacity - 1) * capacity
+            size = number("size", size)
             if not smallest <= size <= capacity:
                 raise ValueError(
                     f"`size` must lie between {smallest:.4g}, the smallest admissible, and "
                     f"the capacity {capacity}; got {size}."
                 )
-            sigma = max(size / capacity / reach, lowest)
-        sigma = 0.5 if sigma is None else sigma
+            sigma = max(size / capacity / cutoff_sigmas, lowest)
+        sigma = number("sigma", 0.5 if sigma is None else sigma)
         if not lowest <= sigma <= highest:
             raise ValueError(
                 f"`sigma` must lie between {lowest:.4g} (three positions of {capacity} are "
@@ -74,9 +76,10 @@ class Gaussian(AbstractMask):
             )
         # Eq. 10, with N the part of the axis that the mask covers when it starts: a mask
         # that starts beyond the ends has size N there, and shrinks from the first step.
-        self.unit = capacity / max(reach * sigma, 1.0)
+        self.unit = capacity / max(cutoff_sigmas * sigma, 1.0)
         self.sigma = as_float(sigma)
         self.mean = as_float(0.0)
+        self.made = made(self)
 
     def _admissible(self) -> tuple[float, float]:
         # At the lowest deviation the centre's two neighbours are just active: with the
@@ -103,7 +106,7 @@ class Gaussian(AbstractMask):
         z = (as_float(x) - mean) / jnp.maximum(sigma, 1e-8)
         return jnp.exp(-0.5 * z**2)
 
-    def extent(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
+    def smallest_bucket(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
         centre = self.capacity // 2
         distance = np.abs(np.arange(self.capacity) - centre)
         return 1 + 2 * jnp.max(jnp.where(active, distance, 0))
@@ -116,9 +119,13 @@ class Gaussian(AbstractMask):
         (mean,) = self.learned("mean")
         return (self.cutoff() - mean) * self.unit
 
-    def reach(self) -> Float[Array, ""]:
+    def position(self) -> Float[Array, ""]:
         (mean,) = self.learned("mean")
         return 1 + (self.cutoff() - mean + jnp.abs(mean)) * (self.capacity - 1)
+
+    def smallest_size(self) -> Float[Array, ""]:
+        low = jnp.zeros_like(self.sigma) if "sigma" in self.learn else self.sigma
+        return replace(self, sigma=low).project().size()
 
     def project(self) -> "Gaussian":
         sigma = jnp.clip(self.sigma, *self._admissible())

@@ -1,15 +1,20 @@
 import abc
+import dataclasses
 import functools as ft
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ._misc import as_float, straight_through
+from ._misc import as_float, number, replace, straight_through
+
+
+_Mask = TypeVar("_Mask", bound="AbstractMask")
 
 
 # The admissible range (Appx. E.1): at the lowest offset the first position has value
@@ -41,7 +46,7 @@ class AbstractMask(eqx.Module):
         """The mask at the coordinates `x`, before the threshold."""
 
     @abc.abstractmethod
-    def extent(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
+    def smallest_bucket(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
         """The smallest bucket whose window holds all positions marked `active`."""
 
     @abc.abstractmethod
@@ -52,7 +57,7 @@ class AbstractMask(eqx.Module):
     def unclipped_size(self) -> Float[Array, ""]:
         """The continuous size, not limited to the capacity (Eq. 10, 11)."""
 
-    def reach(self) -> Float[Array, ""]:
+    def position(self) -> Float[Array, ""]:
         """The active count, continuous: it says how far the next one is. A step of a plan
         is foreseen by it; without one, from the counts alone.
         """
@@ -62,9 +67,20 @@ class AbstractMask(eqx.Module):
     def project(self) -> "AbstractMask":
         """The same mask with its parameters in the admissible range (Appx. E.1)."""
 
+    def smallest_size(self) -> Float[Array, ""]:
+        """The smallest admissible size that what is learned can reach. By default 0, which
+        says nothing.
+        """
+        return as_float(0.0)
+
     def learned(self, *names: str) -> tuple[Float[Array, ""], ...]:
-        """Parameters by their names, without a gradient where they are not learned."""
+        """Parameters by their names, without a gradient where they are not learned. NaN if
+        they are those of a mask that was made otherwise.
+        """
         values = {name: getattr(self, name) for name in names}
+        if hasattr(self, "made"):
+            doubt = jnp.where(_own(self), 0.0, jnp.nan)
+            values = {name: x + doubt for name, x in values.items()}
         return tuple(
             value if name in self.learn else lax.stop_gradient(value)
             for name, value in values.items()
@@ -73,7 +89,8 @@ class AbstractMask(eqx.Module):
     def at(self, x: Float[Array, " x"]) -> Float[Array, " x"]:
         """The mask at the coordinates `x`: zero below the threshold (Eq. 3, 4)."""
         smooth = self.smooth(x)
-        return jnp.where(smooth >= self.threshold, smooth, jnp.zeros_like(smooth))
+        # Not `smooth >= threshold`: what is no number is to stay none.
+        return jnp.where(smooth < self.threshold, jnp.zeros_like(smooth), smooth)
 
     def __call__(self, bucket: int | None = None) -> Float[Array, " bucket"]:
         """The mask at the positions that `bucket` keeps; by default at all of them."""
@@ -91,9 +108,10 @@ class AbstractMask(eqx.Module):
     def active(self) -> Int[Array, ""]:
         """How many positions a slice must hold so that no active one is lost: exactly
         the count of positions whose mask is at or above the threshold (of a Gaussian
-        whose mean was moved: those of the smallest centred window that holds them).
+        whose mean was moved: those of the smallest centred window that holds them). Where
+        the mask is no number its positions count: nothing is cropped unseen.
         """
-        return self.extent(self() > 0)
+        return self.smallest_bucket(jnp.logical_not(self() <= 0))
 
 
 # An immutable view: a dictionary, wherever masks are made.
@@ -116,21 +134,146 @@ def product(*values: Float[Array, " _"]) -> Float[Array, "..."]:
     return ft.reduce(jnp.multiply.outer, values)
 
 
-def positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-    return int(value)
+#
+# Masks as data: what is not learned stays as it is.
+#
 
 
-def threshold_in_range(value: float) -> float:
+def made(mask: AbstractMask) -> Float[Array, " numbers"]:
+    """The static fields of a mask as numbers. A mask keeps them as an array too, a parameter
+    that is not learned, so that they are in a file with the others: reading that file into a
+    mask that was made otherwise is noticed, see [`state_of`][].
+    """
+    return as_float(np.array(list(_made(mask).values())))
+
+
+def _made(mask: Any) -> dict[str, float]:
+    learned = sum(2**i for i, name in enumerate(arrays(mask)) if name in mask.learn)
+    return {
+        "capacity": mask.capacity,
+        "unit": mask.unit,
+        "threshold": mask.threshold,
+        "learn": learned,
+    }
+
+
+def _own(mask: Any) -> Bool[Array, ""]:
+    """Whether the numbers of a mask are those of its static fields, up to rounding."""
+    wanted = enumerate(_made(mask).values())
+    near = [_near(mask.made[..., i], x) for i, x in wanted]
+    return ft.reduce(jnp.logical_and, near)
+
+
+def _near(given: Array, wanted: float) -> Bool[Array, ""]:
+    tolerance = max(1e-4, 4 * float(jnp.finfo(given.dtype).eps))
+    return abs(given - wanted) <= tolerance * wanted
+
+
+def finite(mask: AbstractMask) -> Bool[Array, ""]:
+    """Whether all parameters are."""
+    each = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(mask)]
+    return ft.reduce(jnp.logical_and, each, jnp.array(True))
+
+
+NOT_FINITE, FOREIGN = -1, -2
+
+
+def count_or_fault(mask: AbstractMask) -> Int[Array, ""]:
+    """The active count, or why there is none: a negative number. Works inside jit."""
+    count = mask.active()
+    if hasattr(mask, "made"):
+        count = jnp.where(_own(mask), count, FOREIGN)
+    return jnp.where(finite(mask), count, NOT_FINITE)
+
+
+def fault(axis: str, mask: Any, code: int) -> ValueError:
+    """What a negative [`count_or_fault`][] says."""
+    if code == NOT_FINITE:
+        values = {name: getattr(mask, name) for name in arrays(mask) if name != "made"}
+        listed = ", ".join(f"{name}={np.asarray(x).tolist()}" for name, x in values.items())
+        return ValueError(f"The mask of axis {axis!r} is not finite: {listed}.")
+    listed = ", ".join(
+        f"`{name}` {float(given):g} in a mask of {wanted:g}"
+        for given, (name, wanted) in zip(mask.made, _made(mask).items())
+        if not _near(given, wanted)
+    )
+    return ValueError(
+        f"The mask of axis {axis!r} holds the parameters of one that was made otherwise: "
+        f"{listed}. Read a file into masks that were made with the same arguments."
+    )
+
+
+def with_learned(before: _Mask, after: _Mask) -> _Mask:
+    """The mask `after`, but with the parameters that are not learned from `before`: what an
+    optimizer's weight decay or noise did to them is undone.
+    """
+    fixed = [name for name in arrays(before) if name not in before.learn]
+    return replace(after, **{name: getattr(before, name) for name in fixed})
+
+
+def as_single(masks: Masks) -> dict[str, AbstractMask]:
+    """The masks with parameters in float32 at least: in half precision an update is smaller
+    than what rounds away.
+    """
+    check_masks(masks)
+
+    def cast(x: Any) -> Array:
+        if not eqx.is_array(x):
+            return as_float(x)
+        enough = not jnp.issubdtype(x.dtype, jnp.floating) or jnp.finfo(x.dtype).bits >= 32
+        return jnp.asarray(x, x.dtype if enough else jnp.float32)
+
+    single = {axis: jtu.tree_map(cast, mask) for axis, mask in masks.items()}
+    for axis, mask in masks.items():
+        if hasattr(mask, "made"):
+            # Not what it was rounded to, unless it is another's.
+            kept: Any = single[axis]
+            exact = jnp.where(_own(mask), made(mask).astype(kept.made.dtype), kept.made)
+            single[axis] = replace(kept, made=exact)
+    return single
+
+
+def check_masks(masks: Any) -> None:
+    """Raises `ValueError` if `masks` is no dictionary from names of axes to masks."""
+    if not isinstance(masks, Mapping):
+        raise ValueError(
+            f"`masks` must be a dictionary from axis to mask, got {type(masks).__name__}."
+        )
+    for axis, mask in masks.items():
+        axis_name("masks", axis)
+        if not isinstance(mask, AbstractMask):
+            raise ValueError(
+                f"`masks` has {type(mask).__name__} for axis {axis!r}: give a mask, such as "
+                "`dn.Sigmoid(capacity)`."
+            )
+
+
+def arrays(mask: AbstractMask) -> list[str]:
+    """The names of the fields that are not static."""
+    return [f.name for f in dataclasses.fields(mask) if not f.metadata.get("static")]
+
+
+#
+# Arguments.
+#
+
+
+def axis_name(name: str, given: Any) -> str:
+    if not isinstance(given, str) or not given.strip():
+        raise ValueError(f"`{name}`: an axis is named by a string, not empty; got {given!r}.")
+    return given
+
+
+def threshold_in_range(value: Any) -> float:
     # Above, the end of a mask at its largest offset would not be active.
-    if not 0 < value < HIGHEST:
+    if not 0 < number("threshold", value) < HIGHEST:
         raise ValueError(f"`threshold` must lie in (0, {HIGHEST}), got {value}.")
     return float(value)
 
 
 def names(name: str, given: Sequence[str], allowed: tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(given, str) or not set(given) <= set(allowed):
+    listed = isinstance(given, Sequence) and not isinstance(given, str)
+    if not (listed and all(name in allowed for name in given)):
         raise ValueError(
             f"`{name}` must be a sequence of names among {allowed}, got {given!r}."
         )

@@ -1,4 +1,5 @@
 import abc
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -7,13 +8,17 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from ._axes import AxisMap, check, Gate, Layout, Part
+from ._axes import AxisMap, Gate
+from ._fit import Fit
+from ._layout import Factor, Layout, resolve
 from ._masks import Masks
-from ._plan import check_covers, exact
+from ._misc import constant, replace
+from ._plan import check_covers, counts, exact, Plan
+from ._shared import ties
 from ._sizes import covered
-from ._stock import Fit, refit, replace
+from ._stock import refit
 
 
 _Model = TypeVar("_Model")
@@ -25,6 +30,23 @@ class AbstractFreezable(eqx.Module):
     @abc.abstractmethod
     def freeze(self) -> eqx.Module:
         """The module to be deployed. Called after the modules inside have been frozen."""
+
+
+def check(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
+    """Checks that model, axes and masks fit together, and gives what lies on each dimension
+    of every declared path.
+
+    Raises `ValueError` for all that [`dnarch_eqx.declare`][] cannot see: a mask that no
+    array lies on, or that is multiplied in nowhere; a capacity on which arrays and masks
+    disagree; a mask on integers; a layer that cannot be sliced as declared; a mask that is not
+    finite, or holds the parameters of one that was made otherwise.
+    """
+    resolved = resolve(model, axes, masks)
+    if not _traced(masks):
+        counts(masks)
+    # The layers say themselves what they refuse, which does not depend on the plan.
+    eqx.filter_eval_shape(lambda model: _Walk(resolved, _values(masks, {}))(model), model)
+    return resolved
 
 
 def materialize(
@@ -52,8 +74,9 @@ def materialize(
     - `masks`: the learned axes. An axis without a mask is not learned.
     - `plan`: the buckets. An axis without a bucket is at its capacity.
     - `check_coverage`: whether to raise if an active position would be cropped. Inside jit
-        that is an [`equinox.error_if`][], hence a host callback; turn it off where
-        `plan.covers(masks)` is looked at otherwise.
+        that is an [`equinox.error_if`][], hence a host callback, and keeps the program
+        out of JAX's persistent cache; turn it off where `plan.covers(masks)` is looked at
+        otherwise.
 
     **Returns:**
 
@@ -63,9 +86,10 @@ def materialize(
     Raises `ValueError` for all that [`dnarch_eqx.check`][] refuses, for buckets of axes
     without a mask, and for a plan that does not cover.
     """
+    plan = plan if isinstance(plan, Plan) else Plan(plan)
     resolved = _checked(model, axes, masks, plan)
     if check_coverage:
-        if any(isinstance(x, Tracer) for x in jtu.tree_leaves(masks)):
+        if _traced(masks):
             masks = eqx.error_if(
                 masks,
                 jnp.logical_not(covered(plan, masks)),
@@ -90,12 +114,14 @@ def freeze(
 
     **Returns:**
 
-    The small network. Dropout is as it was: see [`equinox.nn.inference_mode`][].
+    The small network. Its floating-point arrays are its parameters: what does not train (the
+    values of a [`dnarch_eqx.Gate`][], which positions of a norm are active) is kept as
+    integers or booleans. Dropout is as it was: see [`equinox.nn.inference_mode`][].
 
     Raises `ValueError` as [`dnarch_eqx.materialize`][] does.
     """
     tight = exact(masks)
-    sizes = tight | ({} if plan is None else plan)
+    sizes = tight | ({} if plan is None else Plan(plan))
     resolved = _checked(model, axes, masks, sizes)
     check_covers(sizes, masks)
     exactly = frozenset(axis for axis in tight if sizes[axis] == tight[axis])
@@ -127,6 +153,10 @@ def _values(masks: Masks, plan: Mapping[str, int]) -> dict[str, tuple[int, Array
     return values
 
 
+def _traced(masks: Masks) -> bool:
+    return any(isinstance(x, Tracer) for x in jtu.tree_leaves(masks))
+
+
 class _Walk:
     """One pass over a model: slices, gates, and brings static fields in line."""
 
@@ -137,25 +167,31 @@ class _Walk:
         exact: frozenset[str] = frozenset(),
     ):
         self.layout = layout
-        self.values = values
+        self.starts = {axis: start for axis, (start, _) in values.items()}
+        self.values = {axis: values for axis, (_, values) in values.items()}
         self.exact = exact
 
     def __call__(self, node: Any, path: str = "") -> Any:
         if isinstance(node, Gate):
             if node.axis not in self.values:
                 return node
-            _, values = self.values[node.axis]
-            return replace(node, values=values, size=values.shape[0])
+            values = self.values[node.axis]
+            if node.values is not None:  # of a mask that the network was frozen with
+                start = self.starts[node.axis]
+                values = values * node.values[start : start + values.shape[0]]
+            return replace(node, stored=values, size=values.shape[0])
+        if isinstance(node, eqx.nn.Shared):
+            return self.shared(node, path)
         dims = self.layout.get(path)
         if dims is None:
             return self.children(node, path)
         if not isinstance(node, (list, tuple)):
             return self.array(node, dims)
         ((part,),) = dims
-        if part.axis in self.values:
-            start, values = self.values[part.axis]
-            node = type(node)(node[start : start + values.shape[0]])
-        return self.children(node, path)
+        if part.axis not in self.values:
+            return self.children(node, path)
+        start, size = self.starts[part.axis], self.values[part.axis].shape[0]
+        return type(node)(self(node[i], f"{path}[{i}]") for i in range(start, start + size))
 
     def children(self, node: Any, path: str) -> Any:
         pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
@@ -165,31 +201,39 @@ class _Walk:
         if not isinstance(node, eqx.Module):
             return node
         dims = lambda field: self.layout.get(f"{path}.{field}")
-        starts = {axis: start for axis, (start, _) in self.values.items()}
-        values = {axis: values for axis, (_, values) in self.values.items()}
-        return refit(node, Fit(path, dims, values, starts, self.exact))
+        return refit(node, Fit(path, dims, self.values, self.starts, self.exact))
 
-    def array(self, x: Array, dims: tuple[tuple[Part, ...], ...]) -> Array:
+    def shared(self, node: eqx.nn.Shared, path: str) -> eqx.nn.Shared:
+        """With what is tied in its place, so that layers are fitted to it, and out again."""
+        inside = [at for at in self.layout if at.startswith(path + ".pytree")]
+        learned = any(
+            part.axis in self.values for at in inside for dim in self.layout[at] for part in dim
+        )
+        for target, source, _ in ties(node):
+            if source is None and learned:
+                raise ValueError(
+                    f"{path + target!r} is computed from what `eqx.nn.Shared` ties it to, and "
+                    "learned axes lie there: only an array itself, or transposed, can be tied."
+                )
+        whole = self(node(), path + ".pytree")
+        away = node.where(node.pytree)
+        return replace(node, pytree=eqx.tree_at(node.where, whole, away))
+
+    def array(self, x: Array, dims: tuple[tuple[Factor, ...], ...]) -> Array:
         if not any(part.axis in self.values for dim in dims for part in dim):
             return x
         # Every part gets a dimension of its own, so that fused ones are sliced like others.
         x = jnp.reshape(x, [part.capacity for dim in dims for part in dim])
         for i, part in enumerate(part for dim in dims for part in dim):
             if part.axis in self.values:
-                start, values = self.values[part.axis]
+                start, values = self.starts[part.axis], self.values[part.axis]
                 x = lax.slice_in_dim(x, start, start + values.shape[0], axis=i)
                 if part.gated:
                     x = x * jnp.expand_dims(
                         values.astype(x.dtype), [j for j in range(x.ndim) if j != i]
                     )
         sizes = iter(x.shape)
-        shape = []
-        for dim in dims:
-            size = 1
-            for _ in dim:
-                size *= next(sizes)
-            shape.append(size)
-        return jnp.reshape(x, shape)
+        return jnp.reshape(x, [math.prod(next(sizes) for _ in dim) for dim in dims])
 
 
 _LEAF = jtu.tree_structure(0)
@@ -199,5 +243,7 @@ def _frozen(node: Any) -> Any:
     children, treedef = jtu.tree_flatten(node, is_leaf=lambda x: x is not node)
     if treedef == _LEAF:
         return node
+    if isinstance(node, Gate) and node.stored is not None:
+        return replace(node, stored=constant(node.stored))
     node = treedef.unflatten([_frozen(child) for child in children])
     return node.freeze() if isinstance(node, AbstractFreezable) else node

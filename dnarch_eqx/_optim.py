@@ -1,34 +1,34 @@
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import jax.tree_util as jtu
 import optax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike
 
-from ._masks import AbstractMask
-from ._stock import replace
+from ._masks import arrays
+from ._misc import in_range, number, positive, replace
 
 
 def adamw(
-    learning_rate: float,
+    learning_rate: ArrayLike | optax.Schedule,
     *,
-    steps: int,
+    steps: int | None = None,
     warmup: int = 0,
-    weight_decay: float = 0.0,
-    mask_rate: float = 1.0,
+    weight_decay: ArrayLike = 0.0,
+    mask_rate: ArrayLike = 1.0,
     decays: Callable[[Array], bool] = lambda x: x.ndim > 1,
-    clip: float | None = None,
-) -> optax.GradientTransformation:
+    clip: ArrayLike | None = None,
+) -> optax.GradientTransformationExtraArgs:
     """AdamW as the paper trains (Appx. E.2): linear warm-up, then a cosine to zero over the
     whole run. Masks have no weight decay, which would drag every one of them to half its
     axis.
 
     **Arguments:**
 
-    - `learning_rate`: the largest, at the end of the warm-up.
-    - `steps`: of the whole run, warm-up included.
+    - `learning_rate`: the largest, at the end of the warm-up; or any schedule of Optax.
+    - `steps`: of the whole run, warm-up included. By default the learning rate is as given.
     - `warmup`: how many steps of these.
     - `weight_decay`: decoupled.
     - `mask_rate`: the learning rate of the masks over that of the weights. The paper gives
@@ -39,50 +39,85 @@ def adamw(
 
     **Returns:**
 
-    An Optax transformation of the pair `(model, masks)`.
+    An Optax transformation of the pair `(model, masks)`. Numbers may be traced, as
+    [`optax.inject_hyperparams`][] does it (with `static_args=("steps", "warmup", "decays",
+    "clip")`).
+
+    Raises `ValueError` for numbers out of their ranges.
     """
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1, got {steps}.")
-    if not 0 <= warmup < steps:
+    if callable(learning_rate):
+        if steps is not None or warmup != 0:
+            raise ValueError("`learning_rate` is a schedule: give no `steps` and no `warmup`.")
+    else:
+        in_range("learning_rate", learning_rate, positive=True)
+    in_range("mask_rate", mask_rate)
+    in_range("weight_decay", weight_decay)
+    if clip is not None:
+        in_range("clip", clip, positive=True)
+    rate = _schedule(learning_rate, steps, warmup)
+    mask_schedule = lambda count: mask_rate * rate(count)
+    both = partition(
+        optax.adamw(
+            rate,
+            weight_decay=weight_decay,  # pyright: ignore
+            mask=lambda model: jtu.tree_map(decays, model),
+        ),
+        _as_vector(optax.adam(mask_schedule)),
+    )
+    return both if clip is None else optax.chain(optax.clip_by_global_norm(clip), both)  # pyright: ignore
+
+
+def partition(
+    weights: optax.GradientTransformation, masks: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+    """One Optax transformation for the model and one for the masks.
+
+    **Arguments:**
+
+    - `weights`: of the arrays of the model.
+    - `masks`: of the parameters of the masks that are learned. Give one without weight decay,
+        which would drag every mask to half its axis. Those that are not learned stay.
+
+    **Returns:**
+
+    An Optax transformation of the pair `(model, masks)`.
+
+    !!! Example
+
+        ```python
+        optim = dn.partition(optax.lion(1e-4, weight_decay=0.1), optax.adam(1e-3))
+        ```
+    """
+
+    def labels(params: Any) -> Any:
+        model, all_masks = params
+        label = lambda mask: {f: "mask" if f in mask.learn else "fixed" for f in arrays(mask)}
+        return (
+            jtu.tree_map(lambda _: "weight", model),
+            {axis: replace(mask, **label(mask)) for axis, mask in all_masks.items()},
+        )
+
+    fixed = optax.set_to_zero()
+    return optax.partition({"weight": weights, "mask": masks, "fixed": fixed}, labels)
+
+
+def _schedule(peak: Any, steps: int | None, warmup: int) -> optax.Schedule:
+    if steps is None:
+        if warmup != 0:
+            raise ValueError(f"`warmup` of {warmup} needs `steps`: of the whole run.")
+        schedule: Any = peak if callable(peak) else lambda _: jnp.asarray(peak)
+        return schedule
+    steps = positive("steps", steps)
+    if not 0 <= number("warmup", warmup) < steps:
         raise ValueError(
             f"`warmup` must be at least 0 and below `steps` = {steps}, got {warmup}."
         )
-    if not (learning_rate > 0 and mask_rate >= 0 and weight_decay >= 0):
-        raise ValueError(
-            "`learning_rate` must be positive, `mask_rate` and `weight_decay` at least 0; got "
-            f"{learning_rate}, {mask_rate} and {weight_decay}."
-        )
-
-    def schedule(peak: float) -> optax.Schedule:
-        # Optax counts `decay_steps` from step 0, warm-up included.
-        return optax.warmup_cosine_decay_schedule(
-            0.0 if warmup else peak, peak, warmup, decay_steps=steps
-        )
-
-    def labels(params: Any) -> Any:
-        model, masks = params
-        return (
-            jtu.tree_map(lambda x: "decay" if decays(x) else "plain", model),
-            {
-                axis: replace(
-                    mask, **{f: "mask" if f in mask.learn else "fixed" for f in _arrays(mask)}
-                )
-                for axis, mask in masks.items()
-            },
-        )
-
-    partition = optax.partition(
-        {
-            "decay": optax.adamw(schedule(learning_rate), weight_decay=weight_decay),
-            "plain": optax.adam(schedule(learning_rate)),
-            "mask": _as_vector(optax.adam(schedule(learning_rate * mask_rate))),
-            "fixed": optax.set_to_zero(),
-        },
-        labels,
+    # Optax counts `decay_steps` from step 0, warm-up included. It looks at the peak, which
+    # may be traced.
+    shape = optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else 1.0, 1.0, warmup, decay_steps=steps
     )
-    return (
-        partition if clip is None else optax.chain(optax.clip_by_global_norm(clip), partition)
-    )
+    return lambda count: peak * shape(count)
 
 
 def _as_vector(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -101,7 +136,3 @@ def _as_vector(inner: optax.GradientTransformation) -> optax.GradientTransformat
         return unravel(new), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _arrays(mask: AbstractMask) -> list[str]:
-    return [f.name for f in dataclasses.fields(mask) if not f.metadata.get("static")]

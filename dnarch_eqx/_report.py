@@ -1,7 +1,10 @@
+import functools
 import math
+import re
 import statistics
 import time
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -9,9 +12,12 @@ import jax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._axes import AxisMap, check, Gate, nodes
+from ._axes import AxisMap, Gate
+from ._layout import nodes
 from ._masks import Masks
-from ._plan import counts
+from ._materialize import check
+from ._misc import positive
+from ._plan import counts, Plan
 from ._sizes import sizes
 
 
@@ -19,35 +25,51 @@ def describe(
     model: PyTree, axes: AxisMap, masks: Masks, plan: Mapping[str, int] | None = None
 ) -> str:
     """What lies on each axis, as a table: capacity, continuous size, active count, bucket,
-    and the arrays, with `*` where the mask enters.
+    and the arrays by dimension, with `*` where the mask enters: the first few, those alike but
+    for their place in a list as one.
     """
     resolved = check(model, axes, masks)
-    lies: dict[str, list[str]] = {}
+    plan = Plan({} if plan is None else plan)
+    # Axis -> pattern of a path -> how many paths have it.
+    lies: dict[str, dict[str, int]] = {axis: {} for axis in masks}
+
+    def lie(axis: str | None, path: str) -> None:
+        if axis in lies:
+            found, pattern = lies[axis], re.sub(r"\[\d+\]", "[*]", path)
+            found[pattern] = found.get(pattern, 0) + 1
+
     for path, dims in resolved.items():
         for i, dim in enumerate(dims):
             for part in dim:
-                if part.axis is not None:
-                    lies.setdefault(part.axis, []).append(
-                        f"{path}:{i}{'*' if part.gated else ''}"
-                    )
+                lie(part.axis, f"{path}:{i}{'*' if part.gated else ''}")
     for path, node in nodes(model):
         if isinstance(node, Gate):
-            lies.setdefault(node.axis, []).append(f"{path}*")
+            lie(node.axis, f"{path}*")
     now, continuous = counts(masks), sizes(masks)
     rows = [("axis", "capacity", "size", "active", "bucket", "arrays")]
     for axis, mask in masks.items():
-        bucket = mask.capacity if plan is None else plan.get(axis, mask.capacity)
-        rows.append(
-            (
-                axis,
-                str(mask.capacity),
-                f"{float(continuous[axis]):.1f}",
-                str(now[axis]),
-                str(bucket),
-                " ".join(lies[axis]),
-            )
-        )
+        numbers = (mask.capacity, now[axis], plan.get(axis, mask.capacity))
+        capacity, active, bucket = map(str, numbers)
+        row = (_shortened(axis), capacity, f"{float(continuous[axis]):.1f}", active, bucket)
+        rows.append((*row, _listed(lies[axis])))
     return table(rows)
+
+
+def _shortened(name: str, most: int = 40) -> str:
+    shown = name if name.isprintable() else repr(name)
+    return shown if len(shown) <= most else f"{shown[: most // 2]}…{shown[1 - most // 2 :]}"
+
+
+def _listed(found: Mapping[str, int], most: int = 44) -> str:
+    """As many as there is room for, and how many more there are."""
+    shown = [path if n == 1 else f"{path} x{n}" for path, n in found.items()]
+    kept = len(shown)
+    while kept > 1 and len(", ".join(shown[:kept])) > most:
+        kept -= 1
+    more = sum(list(found.values())[kept:])
+    return ", ".join(_shortened(path, most) for path in shown[:kept]) + (
+        f", and {more} more" if more else ""
+    )
 
 
 def report(
@@ -61,12 +83,12 @@ def report(
 
     **Arguments:**
 
-    - `networks`: name to network, say `{"before": model, "after": deployed}`.
+    - `networks`: name to network, say `{"before": model, "after": deployed}`; or to a
+        function that calls one, for a key, a batch or a state.
     - `x`: the input that all of them are called with.
     - `repeats`: how often each is timed.
     """
-    if repeats < 1:
-        raise ValueError(f"`repeats` must be at least 1, got {repeats}.")
+    repeats = positive("repeats", repeats)
     compiled = {}
     for name, net in networks.items():
         arrays, static = eqx.partition(net, eqx.is_array)
@@ -85,7 +107,7 @@ def report(
         rows.append(
             (
                 name,
-                f"{parameters(net):,}",
+                "unknown" if (n := _parameters(net)) is None else f"{n:,}",
                 f"{operations(call):.3e}",
                 f"{1e3 * statistics.median(seconds[name]):.2f}",
             )
@@ -94,8 +116,60 @@ def report(
 
 
 def parameters(net: PyTree) -> int:
-    """How many numbers the arrays of a network hold."""
-    return sum(math.prod(x.shape) for x in jtu.tree_leaves(net) if eqx.is_inexact_array(x))
+    """How many numbers the arrays of floats of a network hold. Of a function they are those of
+    the modules that it closes over.
+
+    Raises `ValueError` for a function that closes over none.
+    """
+    found = _parameters(net)
+    if found is None:
+        raise ValueError(f"{net!r} is a function that closes over no module: nothing to count.")
+    return found
+
+
+def _parameters(net: PyTree) -> int | None:
+    modules: Any = net
+    if not any(map(eqx.is_array, jtu.tree_leaves(net))) and callable(net):
+        modules = list(_closed_over(net, set()))
+        if not modules:
+            return None
+    arrays = {id(x): x for x in jtu.tree_leaves(modules) if eqx.is_inexact_array(x)}
+    return sum(math.prod(x.shape) for x in arrays.values())
+
+
+def _closed_over(x: Any, seen: set[int]) -> Iterator[eqx.Module]:
+    """The modules that a function reads: from its arguments bound before, what is around it,
+    and the functions that it calls.
+    """
+    if id(x) in seen or isinstance(x, (type, types.ModuleType)):
+        return
+    seen.add(id(x))
+    inside: Any = ()
+    if isinstance(x, eqx.Module):
+        yield x  # and what wraps a function, as `eqx.filter_jit` does
+        inside = () if any(map(eqx.is_array, jtu.tree_leaves(x))) else list(vars(x).values())
+    elif isinstance(x, functools.partial):
+        inside = (x.func, x.args, x.keywords)
+    elif isinstance(x, types.MethodType):
+        inside = (x.__self__, x.__func__)
+    elif isinstance(x, types.FunctionType):
+        inside = [_content(cell) for cell in x.__closure__ or ()]
+        # What libraries have around their functions is their own.
+        if not x.__module__.startswith(("jax", "equinox", "numpy", "optax")):
+            inside += [x.__globals__.get(name) for name in x.__code__.co_names]
+    elif callable(x):
+        inside = (getattr(x, "__wrapped__", None), *getattr(x, "__dict__", {}).values())
+    is_whole = lambda x: isinstance(x, eqx.Module)
+    for y in jtu.tree_leaves(inside, is_leaf=is_whole):
+        if not eqx.is_array(y):
+            yield from _closed_over(y, seen)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing yet
+        return None
 
 
 def operations(compiled: jax.stages.Compiled) -> float:

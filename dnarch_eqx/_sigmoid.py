@@ -12,11 +12,11 @@ from ._masks import (
     bucket_in_range,
     HIGHEST,
     LOWEST,
+    made,
     names,
-    positive,
     threshold_in_range,
 )
-from ._misc import as_float
+from ._misc import as_float, number, positive, replace
 
 
 # Below the first the admissible range is (nearly) empty, beyond the second float32 overflows.
@@ -33,6 +33,7 @@ class Sigmoid(AbstractMask):
 
     offset: Float[Array, ""]
     temperature: Float[Array, ""]
+    made: Float[Array, " numbers"] = eqx.field(repr=False)
     capacity: int = eqx.field(static=True)
     unit: float = eqx.field(static=True)
     threshold: float = eqx.field(static=True)
@@ -63,12 +64,13 @@ class Sigmoid(AbstractMask):
         self.capacity = positive("capacity", capacity)
         self.threshold = threshold_in_range(threshold)
         self.learn = names("learn", learn, ("offset", "temperature"))
+        temperature = number("temperature", temperature)
         if not _MIN_TEMPERATURE <= temperature <= _MAX_TEMPERATURE:
             raise ValueError(
                 f"`temperature` must lie between {_MIN_TEMPERATURE} (below it no offset is "
                 f"admissible) and {_MAX_TEMPERATURE}, got {temperature}."
             )
-        tail = _logit(1 - threshold) / temperature
+        capacity, tail = self.capacity, _logit(1 - self.threshold) / temperature
         # Eq. 11: what one unit of the coordinate is worth. Half the capacity on an axis
         # of length 2, unless the mask starts at its largest offset and is worth N there.
         if size is None:
@@ -77,6 +79,7 @@ class Sigmoid(AbstractMask):
         else:
             self.unit = capacity / 2
             smallest = self.unit * (_logit(LOWEST) / temperature + tail)
+            size = number("size", size)
             if not smallest <= size <= capacity:
                 raise ValueError(
                     f"`size` must lie between {smallest:.4g}, the smallest admissible at "
@@ -86,6 +89,7 @@ class Sigmoid(AbstractMask):
             offset = size / self.unit - 1 - tail
         self.offset = as_float(offset)
         self.temperature = as_float(temperature)
+        self.made = made(self)
 
     def coordinates(self) -> np.ndarray:
         return np.linspace(-1, 1, self.capacity)
@@ -99,7 +103,7 @@ class Sigmoid(AbstractMask):
         z = temperature * (offset - as_float(x))
         return jnn.sigmoid(z)
 
-    def extent(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
+    def smallest_bucket(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
         return jnp.sum(active)
 
     def cutoff(self) -> Float[Array, ""]:
@@ -109,8 +113,13 @@ class Sigmoid(AbstractMask):
     def unclipped_size(self) -> Float[Array, ""]:
         return (self.cutoff() + 1) * self.unit
 
-    def reach(self) -> Float[Array, ""]:
+    def position(self) -> Float[Array, ""]:
         return 1 + 0.5 * (self.cutoff() + 1) * (self.capacity - 1)
+
+    def smallest_size(self) -> Float[Array, ""]:
+        ends = {"offset": -jnp.inf, "temperature": _MAX_TEMPERATURE}
+        ends = {name: jnp.full_like(getattr(self, name), ends[name]) for name in self.learn}
+        return replace(self, **ends).project().size()
 
     def project(self) -> "Sigmoid":
         temperature = jnp.maximum(self.temperature, _MIN_TEMPERATURE)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import equinox as eqx
-import jax.numpy as jnp
+import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Int, Num
+from jaxtyping import Int
 
 import dnarch_eqx as dn
 
@@ -38,17 +38,19 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def save(path: Path, header: Mapping[str, Any], tree: Any) -> None:
-    """A line of JSON, then the leaves of a PyTree."""
+def save(path: Path, header: Mapping[str, Any], *trees: Any) -> None:
+    """A line of JSON, then the leaves of PyTrees."""
     with atomic(path) as file:
         file.write(json.dumps(header).encode() + b"\n")
-        eqx.tree_serialise_leaves(file, tree)
+        for tree in trees:
+            eqx.tree_serialise_leaves(file, tree)
 
 
-def load(path: Path, like: Callable[[dict[str, Any]], Any]) -> tuple[dict[str, Any], Any]:
-    """What [`save`][] wrote.
+def load(path: Path, *likes: Callable[..., Any]) -> tuple[Any, ...]:
+    """What [`save`][] wrote: the header, and the PyTrees.
 
-    - `like`: from the header to a PyTree of the same structure.
+    - `likes`: for each PyTree, from the header and the PyTrees before it to one of the same
+        structure.
 
     Raises a `ValueError` if the file is damaged, or not of that structure.
     """
@@ -58,10 +60,13 @@ def load(path: Path, like: Callable[[dict[str, Any]], Any]) -> tuple[dict[str, A
         except ValueError as error:
             raise ValueError(f"{path} does not begin with a line of JSON: {error}") from error
         rest = io.BytesIO(file.read())
+    found = [header]
     try:
-        return header, eqx.tree_deserialise_leaves(rest, like(header))
+        for like in likes:
+            found.append(eqx.tree_deserialise_leaves(rest, like(*found)))
     except Exception as error:  # of a damaged file NumPy and Equinox raise nearly anything
         raise ValueError(f"{path} is damaged, or of another network: {error}") from error
+    return tuple(found)
 
 
 def open_run(folder: Path, config: Mapping[str, Any]) -> None:
@@ -111,123 +116,63 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 class Trajectory:
     """The architecture over a run.
 
-    - `trace`: the active counts of every step, or `None` before the first.
+    - `trace`: the active counts of every step; `None` before the first.
     - `steps`: at which steps masks were written down.
-    - `masks`: their parameters there, `AXIS.PARAMETER` by name, time first.
+    - `masks`: what they were there, time first, as [`dnarch_eqx.stack`][] gives them.
     """
 
-    trace: dn.Trace | None
+    trace: dn.runtime.Trace | None
     steps: Int[np.ndarray, " times"]
-    masks: Mapping[str, Num[np.ndarray, " times"]]
+    masks: dn.Masks
 
     @staticmethod
-    def empty(masks: dn.Masks) -> "Trajectory":
-        none = {
-            name: np.zeros((0, *value.shape), value.dtype) for name, value in parameters(masks)
-        }
-        return Trajectory(None, np.zeros(0, int), none)
+    def start(masks: dn.Masks) -> "Trajectory":
+        """Before the first step."""
+        first = jtu.tree_map(lambda x: np.asarray(x)[None], dict(masks))
+        return Trajectory(None, np.zeros(1, int), first)
 
-    def at(self, step: int, masks: dn.Masks) -> "Trajectory":
-        """With the masks of one more step."""
-        added = {name: np.append(self.masks[name], value) for name, value in parameters(masks)}
-        return Trajectory(self.trace, np.append(self.steps, step), added)
+    def at(self, step: int, masks: dn.Masks, trace: dn.runtime.Trace) -> "Trajectory":
+        """With the masks of one more step, and the trace until there."""
+        append = lambda values, value: np.concatenate([values, np.asarray(value)[None]])
+        longer = jtu.tree_map(append, dict(self.masks), dict(masks))
+        return Trajectory(trace, np.append(self.steps, step), longer)
 
-    def after(self, trace: dn.Trace) -> "Trajectory":
-        """With the counts of more steps."""
-        return dataclasses.replace(self, trace=joined(self.trace, trace))
-
-    def until(self, step: int) -> "Trajectory":
-        """What there was of it at an earlier step."""
+    def until(self, step: int, trace: dn.runtime.Trace) -> "Trajectory":
+        """What there was of it at an earlier step, with the trace until there."""
         kept = self.steps <= step
-        return Trajectory(
-            None if self.trace is None else cut(self.trace, step),
-            self.steps[kept],
-            {name: values[kept] for name, values in self.masks.items()},
-        )
-
-    def stacked(self, masks: dn.Masks) -> dn.Masks:
-        """The masks over time, as [`dnarch_eqx.stack`][] gives them; `masks`: any of them."""
-        return with_parameters(masks, self.masks)
+        masks = jtu.tree_map(lambda values: values[kept], dict(self.masks))
+        return Trajectory(trace, self.steps[kept], masks)
 
     def save(self, path: Path) -> None:
-        """As an `.npz`: `trace/...`, `steps`, `masks/...`."""
-        arrays: dict[str, Any] = {f"masks/{name}": a for name, a in self.masks.items()}
-        if (trace := self.trace) is not None:
-            arrays |= {
-                "trace/axes": np.array(trace.axes, str),
-                "trace/steps": trace.steps,
-                "trace/active": trace.active,
-                "trace/length": np.array(trace.length),
-            }
+        """As an `.npz`: `steps`, `masks/AXIS.PARAMETER`, and the fields of the trace as
+        `trace/...`.
+        """
+        assert self.trace is not None
+        fields = dataclasses.asdict(self.trace) | {"axes": np.array(self.trace.axes, str)}
+        arrays = {f"trace/{name}": value for name, value in fields.items()}
+        arrays |= {f"masks/{name}": values for name, values in _parameters(self.masks)}
         with atomic(path) as file:
             np.savez_compressed(file, steps=self.steps, **arrays)
 
     @staticmethod
-    def load(path: Path) -> "Trajectory":
-        """What [`Trajectory.save`][] wrote."""
+    def load(path: Path, masks: dn.Masks) -> "Trajectory":
+        """What [`Trajectory.save`][] wrote.
+
+        - `masks`: those of the run, at any step.
+        """
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        trace = None
-        if "trace/axes" in arrays:
-            trace = dn.Trace(
-                tuple(arrays["trace/axes"].tolist()),
-                arrays["trace/steps"],
-                arrays["trace/active"],
-                int(arrays["trace/length"]),
+            axes, steps, active, length = (
+                file[f"trace/{name}"] for name in ("axes", "steps", "active", "length")
             )
-        masks = {
-            name.removeprefix("masks/"): a
-            for name, a in arrays.items()
-            if name.startswith("masks/")
-        }
-        return Trajectory(trace, arrays["steps"], masks)
+            values = [file[f"masks/{name}"] for name, _ in _parameters(masks)]
+            at = file["steps"]
+        trace = dn.runtime.Trace(tuple(axes.tolist()), steps, active, int(length))
+        return Trajectory(trace, at, jtu.tree_structure(dict(masks)).unflatten(values))
 
 
-def joined(first: dn.Trace | None, second: dn.Trace) -> dn.Trace:
-    """Two traces one after the other."""
-    if first is None:
-        return second
-    # The counts do not change where the second begins with those that the first ends with.
-    start = int(np.array_equal(first.active[-1], second.active[0]))
-    return dn.Trace(
-        first.axes,
-        np.concatenate([first.steps, first.length + second.steps[start:]]),
-        np.concatenate([first.active, second.active[start:]]),
-        first.length + second.length,
-    )
-
-
-def cut(trace: dn.Trace, length: int) -> dn.Trace | None:
-    """The first steps of a trace; `None` if these are none."""
-    if length <= 0:
-        return None
-    kept = trace.steps < length
-    return dn.Trace(
-        trace.axes, trace.steps[kept], trace.active[kept], min(length, trace.length)
-    )
-
-
-def parameters(masks: dn.Masks) -> list[tuple[str, np.ndarray]]:
-    """The parameters of masks by their names, `AXIS.PARAMETER`."""
+def _parameters(masks: dn.Masks) -> list[tuple[str, Any]]:
+    """The parameters of masks by their names, `AXIS.PARAMETER`, in the order of the leaves."""
     return [
-        (f"{axis}.{name}", np.asarray(getattr(mask, name)))
-        for axis, mask in sorted(masks.items())
-        for name in _names(mask)
+        (f"{path[0].key}{jtu.keystr(path[1:])}", x)
+        for path, x in jtu.tree_leaves_with_path(dict(masks))
     ]
-
-
-def with_parameters(masks: dn.Masks, values: Mapping[str, Any]) -> dn.Masks:
-    """The same masks with other parameters, by their names."""
-    return {
-        axis: eqx.tree_at(
-            lambda m: [getattr(m, name) for name in _names(m)],
-            mask,
-            [jnp.asarray(values[f"{axis}.{name}"], jnp.float32) for name in _names(mask)],
-        )
-        for axis, mask in masks.items()
-    }
-
-
-def _names(mask: dn.AbstractMask) -> list[str]:
-    fields = dataclasses.fields(mask)
-    return [field.name for field in fields if not field.metadata.get("static")]

@@ -33,7 +33,7 @@ def run(
     Where there are no data, or damaged ones, or the settings or the folder are not possible,
     what is wrong is all that is printed.
     """
-    dn.keep_memory()
+    dn.runtime.keep_memory()
     try:
         task = make(name, options.data, LAPTOP[row] if options.laptop else None, options.seed)
         side = max(task.network.shape)

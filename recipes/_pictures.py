@@ -16,24 +16,23 @@ matplotlib.use("Agg")  # files only, no screen
 
 def draw(
     folder: Path,
-    path: dn.Masks,
-    relative: Float[np.ndarray, " steps"],
-    masks: dn.Masks,
+    before: dn.Masks,
+    after: dn.Masks,
+    complexity: Float[np.ndarray, " steps"],
 ) -> None:
     """Writes `sizes.png`, `complexity.png` and `masks.png`.
 
     **Arguments:**
 
     - `folder`: where.
-    - `path`: the masks over training, time first.
-    - `relative`: the complexity over its target, a step each.
-    - `masks`: the masks at the end.
+    - `before`, `after`: the masks at the start and at the end.
+    - `complexity`: that over its target, a step each.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in (
-        ("sizes", _sizes(path, masks)),
-        ("complexity", _complexity(relative)),
-        ("masks", _masks(masks)),
+        ("sizes", _sizes(before, after)),
+        ("complexity", _complexity(complexity)),
+        ("masks", _masks(after)),
     ):
         figure.savefig(folder / f"{name}.png", dpi=130)
         plt.close(figure)
@@ -61,13 +60,13 @@ def draw_run(
     if compilations:
         figures["compilations"] = _compilations(compilations, int(steps[-1]))
     if path:
-        masks = jax.tree_util.tree_map(lambda x: x[-1], path)
-        at, relative = _column(rows, "relative")
+        first, last = (jax.tree_util.tree_map(lambda x: x[t], dict(path)) for t in (0, -1))
+        at, complexity = _column(rows, "complexity")
         figures |= {
-            "sizes": _sizes(path, masks),
+            "sizes": _sizes(first, last),
             "trajectory": _trajectory(path, steps),
-            "masks": _masks(masks),
-            "complexity": _complexity(relative, at),
+            "masks": _masks(last),
+            "complexity": _complexity(complexity, at),
         }
     for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=130)
@@ -99,10 +98,6 @@ def _parts(masks: dn.Masks) -> dict[str, list[str]]:
     return {title: axes for title, axes in found.items() if axes}
 
 
-def _over_time(path: dn.Masks) -> dict[str, Float[np.ndarray, " times"]]:
-    return {axis: np.asarray(s) for axis, s in jax.vmap(dn.sizes)(path).items()}
-
-
 def _grid(number: int):
     """A figure of so many plots in two rows."""
     columns = max(-(-number // 2), 1)
@@ -113,15 +108,15 @@ def _grid(number: int):
     return figure, plots[:number]
 
 
-def _sizes(path: dn.Masks, masks: dn.Masks):
+def _sizes(before: dn.Masks, after: dn.Masks):
     """Learned sizes a block, as a share of the capacity: at the start and at the end."""
-    continuous, parts = _over_time(path), _parts(masks)
+    parts = _parts(after)
     blocks = np.arange(1, 1 + max(map(len, parts.values()), default=0))
-    depth = int(dn.active(masks)["depth"]) if "depth" in masks else len(blocks)
+    depth = int(after["depth"].active()) if "depth" in after else len(blocks)
     figure, plots = _grid(len(parts))
     for plot, (part, axes) in zip(plots, parts.items()):
-        capacity = masks[axes[0]].capacity
-        first, last = ([continuous[axis][t] for axis in axes] for t in (0, -1))
+        capacity = after[axes[0]].capacity
+        first, last = ([float(m[axis].size()) for axis in axes] for m in (before, after))
         colours = ["tab:blue" if b <= depth else "lightgrey" for b in blocks]
         plot.bar(blocks, last, color=colours)
         plot.step(blocks, first, "k_", where="mid", markersize=14, label="at the start")
@@ -138,7 +133,8 @@ def _sizes(path: dn.Masks, masks: dn.Masks):
 
 def _trajectory(path: dn.Masks, steps: Int[np.ndarray, " times"]):
     """Sizes over training, a line a block."""
-    continuous, parts = _over_time(path), _parts(path)
+    continuous = {axis: np.asarray(s) for axis, s in jax.vmap(dn.sizes)(dict(path)).items()}
+    parts = _parts(path)
     lines = {title: [continuous[axis] for axis in axes] for title, axes in parts.items()}
     lines |= {axis: [continuous[axis]] for axis in ("stream", "depth") if axis in path}
     figure, plots = _grid(len(lines))
@@ -180,7 +176,7 @@ def _compilations(compilations: Sequence[Mapping[str, Any]], steps: int):
     """When steps were compiled, and how long it has taken until then."""
     at = np.array([0, *(c["step"] for c in compilations), steps])
     seconds = np.array([c["seconds"] for c in compilations])
-    waited = seconds - np.array([c["hidden"] for c in compilations])
+    waited = seconds - np.array([c["overlapped"] for c in compilations])
     figure, plot = plt.subplots(figsize=(6.5, 3.0))
     for label, each, colour in (
         ("compiling", seconds, "tab:green"),
@@ -199,16 +195,16 @@ def _compilations(compilations: Sequence[Mapping[str, Any]], steps: int):
 
 
 def _complexity(
-    relative: Float[np.ndarray, " times"], steps: Int[np.ndarray, " times"] | None = None
+    complexity: Float[np.ndarray, " times"], steps: Int[np.ndarray, " times"] | None = None
 ):
     """As the paper's Figure 9."""
     figure, plot = plt.subplots(figsize=(6.5, 3.4))
     plot.axhline(1, color="k", linewidth=0.8, linestyle="--", label="target")
-    steps = np.arange(len(relative)) if steps is None else steps
-    plot.plot(steps, relative, color="tab:blue", label="current")
+    steps = np.arange(len(complexity)) if steps is None else steps
+    plot.plot(steps, complexity, color="tab:blue", label="current")
     plot.set_xlabel("step")
     plot.set_ylabel("complexity over target")
-    plot.set_ylim(0, max(1.5, 1.1 * float(relative.max(initial=1))))
+    plot.set_ylim(0, max(1.5, 1.1 * float(complexity.max(initial=1))))
     plot.legend()
     figure.tight_layout()
     return figure

@@ -13,10 +13,8 @@ from recipes._train import Run
 def write(folder: Path, run: Run) -> str:
     """Writes `report.md` and its pictures, and gives the report without these."""
     metric = next(iter(run.test))
-    path = run.trajectory.stacked(run.masks)
-    pictures = _pictures.draw_run(
-        folder, path, run.trajectory.steps, run.rows, run.compilations, metric
-    )
+    path, steps = run.trajectory.masks, run.trajectory.steps
+    pictures = _pictures.draw_run(folder, path, steps, run.rows, run.compilations, metric)
     text = _text(run)
     shown = "".join(f"\n![{name}]({name}.png)\n" for name in pictures)
     _folder.write_text(folder / "report.md", text + shown)
@@ -25,21 +23,22 @@ def write(folder: Path, run: Run) -> str:
 
 def _text(run: Run) -> str:
     settings = run.settings
-    relative = float(run.built.cost(_sizes(run)) / run.built.cost(run.built.target))
+    built = run.built
+    complexity = float(built.cost(dn.sizes(run.masks)) / built.cost(built.target))
     title = f"{settings.learn or 'base'}, CCNN"
-    over_base = f"Complexity over that of the base network: {relative:.3f}. "
+    over_base = f"Complexity over that of the base network: {complexity:.3f}. "
     if settings.rival:
         title, over_base = settings.variant.upper(), ""
     results = [("metric", "valid", "test")]
     results += [(k, f"{run.valid[k]:.4g}", f"{run.test[k]:.4g}") for k in run.test]
     seconds = sum(row["seconds"] for row in run.rows if "seconds" in row)
-    compiling = sum(c["seconds"] - c["hidden"] for c in run.compilations)
+    compiling = sum(c["seconds"] - c["overlapped"] for c in run.compilations)
     parts = [
         f"# {run.task.name}: {title} {settings.depth} x {settings.width}",
         f"Preset {settings.preset}, seed {settings.seed}. Data: {run.task.about}.",
         table(results),
         f"{over_base}Parameters of the deployed network: {dn.parameters(run.deployed):,}, of "
-        f"the one that trained: {dn.parameters(run.built.model):,}. Their outputs differ by "
+        f"the one that trained: {dn.parameters(built.model):,}. Their outputs differ by "
         f"{run.error:.1e} of the largest.",
         f"{settings.steps:,} steps in {seconds:.0f} s, {compiling:.0f} s of them spent waiting "
         f"for the compiler. Compilations: {len(run.compilations)}.",
@@ -53,10 +52,6 @@ def _text(run: Run) -> str:
 
 def _settings(run: Run) -> list[tuple[str, object]]:
     return [(k, v) for k, v in dataclasses.asdict(run.settings).items() if v != ""]
-
-
-def _sizes(run: Run) -> dn.Sizes:
-    return dn.sizes(run.masks)
 
 
 def architecture(run: Run) -> list[tuple[str, ...]]:

@@ -1,14 +1,15 @@
 """One run: training under a budget, checkpoints to go on from, and the deployed network.
 
 A run by the policy "reproducible" follows from its settings and data alone, bit for bit on one
-machine, and one that was interrupted and gone on with is the same run: nothing that decides on
-plans looks at the clock, steps are looked at one by one, and after every checkpoint a new
-planner begins with the plan of the last, whether or not the process went on.
+machine: nothing that decides on plans looks at the clock, as steps and compilations are
+supposed to take what the complexity says, and steps are looked at one by one. One that was
+interrupted and gone on with is the same run: a checkpoint has the state of the training and
+that of the planner, which is all that later steps and plans follow from.
 """
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,6 @@ from dnarch_eqx import nn
 from recipes import _folder, _network, _rivals
 from recipes._folder import Trajectory
 from recipes._network import Built, Network
-from recipes._policies import Onward, Supposed
 from recipes._settings import Settings
 from recipes._task import held, Task
 from recipes.data import Arrays, batches
@@ -59,6 +59,45 @@ class Run:
     compilations: list[dict[str, Any]]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Where a run is, and all that it goes on from.
+
+    - `step`: how many steps are done.
+    - `state`: what is trained.
+    - `planner`: what plans follow from; `None` before the first step.
+    - `trajectory`: how the architecture came about.
+    """
+
+    step: int
+    state: dn.State
+    planner: dn.runtime.PlannerState | None
+    trajectory: Trajectory
+
+    def save(self, folder: Path) -> None:
+        """Writes `trajectory.npz` and `checkpoint.eqx`."""
+        assert self.planner is not None
+        self.trajectory.save(folder / "trajectory.npz")
+        header = {"step": self.step, "planner": self.planner.to_json()}
+        _folder.save(folder / "checkpoint.eqx", header, self.state)
+
+    @staticmethod
+    def load(folder: Path, start: dn.State, policy: dn.runtime.AbstractPolicy) -> "Checkpoint":
+        """What the folder has, or the start of the run.
+
+        Raises a `ValueError` if it is damaged.
+        """
+        if not (path := folder / "checkpoint.eqx").is_file():
+            return Checkpoint(0, start, None, Trajectory.start(start.masks))
+        header, state = _folder.load(path, lambda _: start)
+        planner = dn.runtime.PlannerState.from_json(header["planner"], policy)
+        trace = planner.recording.trace(tuple(sorted(state.masks)))
+        # It may have been written for a checkpoint that was not.
+        trajectory = Trajectory.load(folder / "trajectory.npz", state.masks)
+        step = header["step"]
+        return Checkpoint(step, state, planner, trajectory.until(step, trace))
+
+
 def train(
     task: Task,
     settings: Settings,
@@ -77,84 +116,28 @@ def train(
     open_run(task, settings, folder)
     built = build(task.network, settings)
     learner = _learner(task, settings, built)
-    valid = held(task.splits.valid)
-    metrics, compilations = folder / "metrics.jsonl", folder / "compilations.jsonl"
-
-    state = learner.init(built.model, built.masks)
-    step, plan, trajectory = 0, None, Trajectory.empty(built.masks).at(0, built.masks)
-    if (checkpoint := folder / "checkpoint.eqx").is_file():
-        header, state = _folder.load(checkpoint, lambda _: state)
-        step, plan = header["step"], dn.Plan(header["plan"])
-        trajectory = Trajectory.load(folder / "trajectory.npz").until(step)
-    for path in (metrics, compilations):
+    now = Checkpoint.load(folder, learner.init(built.model, built.masks), _policy(settings))
+    for name in ("metrics.jsonl", "compilations.jsonl"):
         # What was written after the checkpoint will be written again.
-        _folder.write_lines(path, [r for r in _folder.read_lines(path) if r["step"] <= step])
-
+        rows = [row for row in _folder.read_lines(folder / name) if row["step"] <= now.step]
+        _folder.write_lines(folder / name, rows)
+    planner = _planner(learner, settings, built.masks, now.planner)
     data = batches(
         task.splits.train,
         settings.batch_size,
         seed=settings.seed,
         transform=task.transform,
-        start=step,
+        start=now.step,
         workers=workers,
     )
-    planner, before = None, None
-    bar = tqdm(total=settings.steps, initial=step, desc=task.name, mininterval=1, disable=None)
-    while step < settings.steps:
-        if planner is None or settings.policy == "reproducible":
-            planner = _planner(learner, settings, built, plan, settings.steps - step)
-            before = trajectory.trace
-        until = min(step - step % settings.segment + settings.segment, settings.steps)
-        auxes, start = [], time.perf_counter()
-        while step < until:
-            known = len(learner.compilations)
-            key = jr.fold_in(jr.key(settings.seed), step)
-            state, aux = planner.step(state, next(data), key=key)
-            auxes.append(aux)
-            step += 1
-            bar.update()
-            if step == until or step % settings.log == 0:
-                state = planner.finish(state)
-                trajectory = trajectory.at(step, state.masks)
-                row = {"step": step, **_means(auxes), "seconds": time.perf_counter() - start}
-                _folder.append(metrics, row)
-                watch(step)
-                auxes, start = [], time.perf_counter()
-            for compilation in learner.compilations[known:]:
-                _folder.append(compilations, _described(step, compilation))
-        plan = _covering(settings, planner.plan, state.masks)
-        trajectory = dataclasses.replace(
-            trajectory, trace=_folder.joined(before, planner.trace)
-        )
-        outputs = predict(task, settings, learner.network(state, plan), valid)
-        measured = {f"valid {k}": v for k, v in task.measure(outputs, valid.y).items()}
-        _folder.append(metrics, {"step": step} | measured)
-        tqdm.write(f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in measured.items()))
-        trajectory.save(folder / "trajectory.npz")
-        header = {"step": step, "plan": dict(plan)}
-        _folder.save(checkpoint, header, state)
-    bar.close()
-
-    assert plan is not None  # there is at least one step
-    deployed = _network.deploy(built, state.model, state.masks, plan)
-    save_deployed(folder / "deployed.eqx", task.network, settings, state.masks, plan, deployed)
-    outputs = predict(task, settings, deployed, valid)
-    trained = predict(task, settings, learner.network(state, plan), valid)
-    test = held(task.splits.test)
-    return Run(
-        task,
-        settings,
-        built,
-        state.masks,
-        plan,
-        deployed,
-        task.measure(outputs, valid.y),
-        task.measure(predict(task, settings, deployed, test), test.y),
-        float(np.abs(outputs - trained).max() / np.abs(trained).max()),
-        trajectory,
-        _folder.read_lines(metrics),
-        _folder.read_lines(compilations),
-    )
+    shown: Any = {"total": settings.steps, "initial": now.step, "mininterval": 1}
+    with tqdm(data, task.name, **shown, disable=None) as bar:
+        batch = iter(bar)
+        while now.step < settings.steps:
+            now = _segment(settings, folder, planner, now, batch, watch)
+            _evaluate(task, settings, folder, planner, now)
+            now.save(folder)
+    return _deploy(task, settings, folder, built, planner, now)
 
 
 def open_run(task: Task, settings: Settings, folder: Path) -> None:
@@ -215,10 +198,9 @@ def save_deployed(
     header = {
         "network": dataclasses.asdict(network),
         "settings": dataclasses.asdict(settings),
-        "masks": {name: value.item() for name, value in _folder.parameters(masks)},
         "plan": dict(plan),
     }
-    _folder.save(path, header, net)
+    _folder.save(path, header, masks, net)
 
 
 def load_deployed(path: Path) -> Any:
@@ -226,13 +208,16 @@ def load_deployed(path: Path) -> Any:
     [`recipes._network.apply`][].
     """
 
-    def like(header: dict[str, Any]) -> Any:
+    def start(header: dict[str, Any]) -> Built:
         network = _from_json(Network, header["network"])
-        built = build(network, _from_json(Settings, header["settings"]))
-        masks = _folder.with_parameters(built.masks, header["masks"])
+        return build(network, _from_json(Settings, header["settings"]))
+
+    def small(header: dict[str, Any], masks: dn.Masks) -> Any:
+        built = start(header)
         return _network.deploy(built, built.model, masks, header["plan"])
 
-    return _folder.load(path, like)[1]
+    masks = lambda header: eqx.filter_eval_shape(lambda: start(header).masks)
+    return _folder.load(path, masks, small)[2]
 
 
 def _from_json(kind: Callable, fields: Mapping[str, Any]) -> Any:
@@ -254,25 +239,34 @@ def _learner(task: Task, settings: Settings, built: Built) -> dn.Learner:
     return dn.Learner(task.loss, _optim(settings), built.axes, budget)
 
 
+def _policy(settings: Settings) -> dn.runtime.AbstractPolicy:
+    return dn.runtime.BreakEven(steps=settings.steps)
+
+
 def _planner(
-    learner: dn.Learner, settings: Settings, built: Built, plan: dn.Plan | None, steps: int
+    learner: dn.Learner,
+    settings: Settings,
+    masks: dn.Masks,
+    state: dn.runtime.PlannerState | None,
 ) -> dn.Planner:
-    """A planner for so many steps, that begins with a plan or with one of its own."""
-    policy: dn.AbstractPolicy = dn.BreakEven(steps=steps)
-    reproducible = settings.policy == "reproducible"
-    if reproducible:
+    """The planner of the whole run, from its start or from where it was."""
+    buckets, known = _buckets(settings, masks), {}
+    if settings.policy == "reproducible":
         assert learner.budget is not None
-        policy = Supposed(settings.compile_steps * float(learner.budget.target), policy)
-    if plan is not None:
-        policy = Onward(tuple(plan[axis] for axis in sorted(built.masks)), policy)
+        grid = dn.runtime.Grid(masks, buckets)
+        timing = dn.runtime.Timing(
+            dn.runtime.host_cost(learner.budget.cost, grid),
+            compile=settings.compile_steps * float(learner.budget.target),
+        )
+        known = {"timing": timing, "background": False, "in_flight": 1}
     return dn.Planner(
         learner,
-        built.masks,
-        _buckets(settings, built.masks),
-        policy,
-        background=False if reproducible else None,
+        masks,
+        buckets,
+        _policy(settings),
         headroom=settings.headroom,
-        in_flight=1 if reproducible else 8,
+        state=state,
+        **known,
     )
 
 
@@ -287,27 +281,101 @@ def _buckets(settings: Settings, masks: dn.Masks) -> dict[str, dn.Ladder]:
     return {axis: (coarse if any(p in axis for p in parts) else fine)[axis] for axis in masks}
 
 
-def _covering(settings: Settings, plan: dn.Plan | None, masks: dn.Masks) -> dn.Plan:
-    """The plan, larger where the last step has grown beyond it."""
-    assert plan is not None
-    fit = dn.plan(masks, _buckets(settings, masks))
-    return dn.Plan({axis: max(plan[axis], fit[axis]) for axis in plan})
+#
+# The parts of a run.
+#
 
 
-def _means(auxes: list[dn.Aux]) -> dict[str, float | None]:
-    """Of the steps that were accepted; those that were done again are not seen."""
-    accepted = [aux for aux in jax.device_get(auxes) if aux.covered]
-    if not accepted:
-        return {"loss": None, "relative": None}
-    loss = float(np.mean([aux.loss for aux in accepted], dtype=np.float64))
-    return {"loss": loss, "relative": float(accepted[-1].relative)}
+def _segment(
+    settings: Settings,
+    folder: Path,
+    planner: dn.Planner,
+    now: Checkpoint,
+    batch: Iterator[Any],
+    watch: Callable[[int], None],
+) -> Checkpoint:
+    """The steps until the next checkpoint."""
+    state, trajectory = now.state, now.trajectory
+    end = min(now.step - now.step % settings.segment + settings.segment, settings.steps)
+    infos, start = [], time.perf_counter()
+    for step in range(now.step + 1, end + 1):
+        known = len(planner.learner.compilations)
+        key = jr.fold_in(jr.key(settings.seed), step - 1)
+        state, info = planner.step(state, next(batch), key=key)
+        infos.append(info)
+        if step == end or step % settings.log == 0:
+            state = planner.finish(state)
+            trajectory = trajectory.at(step, state.masks, planner.trace)
+            row = {"step": step, **_means(infos), "seconds": time.perf_counter() - start}
+            _folder.append(folder / "metrics.jsonl", row)
+            watch(step)
+            infos, start = [], time.perf_counter()
+        for compilation in planner.learner.compilations[known:]:
+            _folder.append(folder / "compilations.jsonl", _described(step, compilation))
+    return Checkpoint(end, state, planner.state, trajectory)
 
 
-def _described(step: int, compilation: dn.Compilation) -> dict[str, Any]:
+def _means(infos: list[dn.runtime.AcceptedInfo]) -> dict[str, float]:
+    """The mean loss of some steps, and the last complexity."""
+    losses = jax.device_get([info.loss for info in infos])
+    loss = float(np.mean(losses, dtype=np.float64))
+    return {"loss": loss, "complexity": float(infos[-1].complexity)}
+
+
+def _described(step: int, compilation: dn.runtime.Compilation) -> dict[str, Any]:
     return {
         "step": step,
         "seconds": compilation.seconds,
-        "hidden": compilation.hidden,
+        "overlapped": compilation.overlapped,
         "cached": compilation.cached,
         "changes": {axis: list(change) for axis, change in compilation.changes.items()},
     }
+
+
+def _evaluate(
+    task: Task, settings: Settings, folder: Path, planner: dn.Planner, now: Checkpoint
+) -> None:
+    """Writes down metrics on what is to choose by."""
+    valid = held(task.splits.valid)
+    outputs = predict(task, settings, _trained(planner, now), valid)
+    measured = {f"valid {k}": v for k, v in task.measure(outputs, valid.y).items()}
+    _folder.append(folder / "metrics.jsonl", {"step": now.step} | measured)
+    tqdm.write(f"step {now.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in measured.items()))
+
+
+def _trained(planner: dn.Planner, now: Checkpoint) -> Any:
+    """The network as it trains."""
+    assert planner.plan is not None
+    return planner.learner.network(now.state, planner.plan)
+
+
+def _deploy(
+    task: Task,
+    settings: Settings,
+    folder: Path,
+    built: Built,
+    planner: dn.Planner,
+    now: Checkpoint,
+) -> Run:
+    """Writes the small network, and measures it."""
+    plan, masks = planner.plan, now.state.masks
+    assert plan is not None  # there is at least one step
+    deployed = _network.deploy(built, now.state.model, masks, plan)
+    save_deployed(folder / "deployed.eqx", task.network, settings, masks, plan, deployed)
+    valid, test = held(task.splits.valid), held(task.splits.test)
+    outputs = predict(task, settings, deployed, valid)
+    trained = predict(task, settings, _trained(planner, now), valid)
+    return Run(
+        task,
+        settings,
+        built,
+        masks,
+        plan,
+        deployed,
+        task.measure(outputs, valid.y),
+        task.measure(predict(task, settings, deployed, test), test.y),
+        float(np.abs(outputs - trained).max() / np.abs(trained).max()),
+        now.trajectory,
+        _folder.read_lines(folder / "metrics.jsonl"),
+        _folder.read_lines(folder / "compilations.jsonl"),
+    )

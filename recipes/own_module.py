@@ -125,7 +125,8 @@ def masks(config: Config) -> dict[str, dn.AbstractMask]:
     return made
 
 
-# 4. Train: an ordinary loss, and a plan before every step.
+# 4. Train: an ordinary loss, and a planner, which sees to it that there is a compiled step that
+#    fits the sizes.
 
 
 def loss(net: Network, batch: tuple[Array, Array], key: Array | None) -> Float[Array, ""]:
@@ -145,20 +146,23 @@ def main(config: Config) -> None:
     learner = dn.Learner(loss, optim, where, budget)
     state = learner.init(model, learned)
 
-    buckets = dn.buckets(learned, {"*.hidden": dn.geometric(1.5, 8), "*": dn.every()})
-    plan = dn.plan(learned, buckets, headroom=0.1)
-    print(dn.describe(model, where, learned, plan), "\n")
+    ladders = dn.ladders
+    buckets = dn.buckets(learned, {"*.hidden": ladders.geometric(1.5), "*": ladders.every()})
+    policy = dn.runtime.BreakEven(steps=config.steps)
+    planner = dn.Planner(learner, learned, buckets, policy, headroom=0.1)
+    print(dn.describe(model, where, learned, dn.plan(learned, buckets, headroom=0.1)), "\n")
     digits = Digits.load(config.seed)
     for i, batch in zip(range(config.steps), digits.batches(config.batch_size, config.seed)):
-        plan = dn.replan(plan, state.masks, buckets)
-        state, aux = learner.step(state, batch, plan)
+        state, info = planner.step(state, batch)
         if i % 50 == 0 or i == config.steps - 1:
-            print(f"{i:4d}  loss {aux.loss:.3f}  complexity {aux.relative:.3f}  {plan}")
+            numbers = f"loss {info.loss:.3f}  complexity {info.complexity:.3f}"
+            print(f"{i:4d}  {numbers}  {planner.plan}")
+    state = planner.finish(state)
 
     small = dn.freeze(state.model, where, state.masks)
     x, y = jnp.asarray(digits.x_test[:, 0]), jnp.asarray(digits.y_test)
     accuracy = jnp.mean(jax.vmap(small)(x).argmax(-1) == y)
-    print(f"\n{len(learner.compilations)} compilations, test accuracy {accuracy:.3f}\n")
+    print(f"\n{planner.report()}\n\nTest accuracy: {accuracy:.3f}\n")
     networks = {"at full capacity": model, "deployed": small}
     print(dn.report({n: eqx.filter_vmap(net) for n, net in networks.items()}, x[:64]))
 

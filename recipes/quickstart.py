@@ -93,16 +93,20 @@ class Digits:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One trained network and how its training went."""
+    """One trained network and how its training went.
+
+    - `before`: the masks that it started from.
+    - `complexity`: over its target, a step each.
+    """
 
     name: str
     learner: dn.Learner
+    before: dn.Masks
     state: dn.State
     plan: dn.Plan
     accuracy: float
     seconds_a_step: float
-    relative: Float[np.ndarray, " steps"]
-    path: dn.Masks
+    complexity: Float[np.ndarray, " steps"]
 
 
 def build(config: Config, learn: str) -> tuple[nn.CCNN, dn.Masks]:
@@ -153,9 +157,10 @@ def train(config: Config, digits: Digits, name: str, learn: str, shrink: bool = 
     learner = dn.Learner(loss, optim, nn.axes(model), budget)
     state = learner.init(model, masks)
 
-    buckets = nn.buckets(masks, multiple=4) if shrink else dn.buckets(masks, dn.full())
-    plan = dn.plan(masks, buckets, headroom=config.headroom)
-    seconds, auxes, history = [], [], []
+    rule = nn.buckets(masks, multiple=4) if shrink else dn.ladders.full()
+    policy = dn.runtime.BreakEven(steps=config.steps)
+    planner = dn.Planner(learner, masks, rule, policy, headroom=config.headroom)
+    infos = []
     bar = tqdm(
         zip(range(config.steps), digits.batches(config.batch_size, config.seed)),
         name,
@@ -163,31 +168,28 @@ def train(config: Config, digits: Digits, name: str, learn: str, shrink: bool = 
         mininterval=1.0,
     )
     for i, batch in bar:
-        compiled, start = len(learner.compilations), time.perf_counter()
-        plan = dn.replan(plan, state.masks, buckets, headroom=config.headroom)
-        state, aux = learner.step(state, batch, plan)
-        jax.block_until_ready(state)
-        if len(learner.compilations) == compiled:
-            seconds.append(time.perf_counter() - start)
-        auxes.append(aux)
-        history.append(state.masks)
-        if i % 20 == 0:
+        state, info = planner.step(state, batch)  # returns before it is done
+        infos.append(info)
+        if i % 20 == 0:  # to look at a step is to wait for it
             bar.set_postfix(
-                loss=f"{aux.loss:.3f}",
-                complexity=f"{aux.relative:.2f}",
+                loss=f"{info.loss:.3f}",
+                complexity=f"{info.complexity:.2f}",
                 compiled=len(learner.compilations),
             )
+    state = planner.finish(state)
+    plan = planner.plan
+    assert plan is not None
 
     predicted = predict(config, learner.network(state, plan), digits.x_test).argmax(-1)
     return Run(
         name,
         learner,
+        masks,
         state,
         plan,
         float((predicted == digits.y_test).mean()),
-        statistics.median(seconds),
-        np.array([aux.relative for aux in auxes]),
-        dn.stack(jax.device_get(history)),
+        statistics.median(s for _, some in planner.state.measured.samples for s in some),
+        np.array([info.complexity for info in infos]),
     )
 
 
@@ -240,7 +242,7 @@ def summary(runs: dict[str, tuple[Run, nn.CCNN]]) -> str:
         (
             run.name,
             f"{100 * run.accuracy:.1f} %",
-            f"{run.relative[-1]:.2f}",
+            f"{run.complexity[-1]:.2f}",
             f"{dn.parameters(net):,}",
             f"{1e3 * run.seconds_a_step:.1f}",
             f"{len(run.learner.compilations)}",
@@ -253,7 +255,7 @@ def summary(runs: dict[str, tuple[Run, nn.CCNN]]) -> str:
 
 def main(config: Config) -> None:
     start = time.perf_counter()
-    dn.keep_memory()
+    dn.runtime.keep_memory()
     digits = Digits.load(config.seed)
     base = train(config, digits, "base CCNN", "")
     learned = train(config, digits, "DNArch_KRWD", "KRWD")
@@ -267,7 +269,7 @@ def main(config: Config) -> None:
 
     from recipes import _pictures  # matplotlib takes a second to import
 
-    _pictures.draw(config.out, learned.path, learned.relative, learned.state.masks)
+    _pictures.draw(config.out, learned.before, learned.state.masks, learned.complexity)
     print(f"\n{summary(runs)}\n")
     x = jnp.asarray(digits.x_test[: config.batch_size])
     before = dn.materialize(learned.state.model, learned.learner.axes, learned.state.masks, {})

@@ -1,15 +1,19 @@
-from collections.abc import Callable, Mapping, Sequence
+import functools as ft
+import itertools as it
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.lax as lax
+import jax.nn as jnn
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 
 import dnarch_eqx as dn
+from dnarch_eqx import Axes, fused, gated, runtime as rt
 
 
 def close(got: Any, wanted: Any, rtol: float | None = None, what: str = ""):
@@ -107,7 +111,7 @@ def _fast() -> dict[str, bool | int]:
     return options
 
 
-_FAST = _fast()
+FAST = _fast()
 
 
 def outcome(network: Callable[[Any, dn.Masks], jax.Array], model: Any, masks: dn.Masks):
@@ -119,7 +123,7 @@ def outcome(network: Callable[[Any, dn.Masks], jax.Array], model: Any, masks: dn
         along = jnp.cos(1.0 + jnp.arange(out.size, dtype=out.dtype))
         return jnp.sum(out * along.reshape(out.shape)), out
 
-    run = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=_FAST)
+    run = jax.jit(jax.value_and_grad(total, has_aux=True), compiler_options=FAST)
     (_, out), grads = run(arrays)
     return out, grads
 
@@ -156,3 +160,319 @@ def law(
         assert set(plan) == set(masks)
         assert all(n < masks[axis].capacity for axis, n in plan.items()), plan
         close(under(plan), full, rtol, f"{plan} and full capacity")
+
+
+def entered(model: Any, axes: dict[str, dn.Axes], masks: dn.Masks) -> tuple[Any, Any]:
+    """The model beside a gate of every axis, and its axes: for layers that are alone, whose
+    masks would enter nowhere.
+    """
+    gates = {axis: dn.Gate(axis, mask.capacity) for axis, mask in masks.items()}
+    return (model, gates), {f"[0]{path}": spec for path, spec in axes.items()}
+
+
+def moved(mask: Any, name: str, value: Any) -> Any:
+    """The mask with one parameter replaced, in its own dtype."""
+    old = getattr(mask, name)
+    return eqx.tree_at(lambda m: getattr(m, name), mask, jnp.asarray(value, old.dtype))
+
+
+#
+# Networks of which parts are learned.
+#
+
+
+def width(capacity: int, size: float) -> dn.Sigmoid:
+    """A mask of this size, steep enough for a dozen positions."""
+    return dn.Sigmoid(capacity, size=size, temperature=12.0)
+
+
+def channels(values, ndim: int = 3):
+    """The values of a mask, to be multiplied along the leading of `ndim` dimensions."""
+    return values.reshape(-1, *[1] * (ndim - 1))
+
+
+def mlp_axes(mlp, names):
+    layers = lambda m: m.layers
+    nodes, axes = [], []
+    for i, (below, above) in enumerate(it.pairwise([None, *names, None])):
+        nodes += [lambda m, i=i: layers(m)[i].weight, lambda m, i=i: layers(m)[i].bias]
+        axes += [Axes(above, None if below is None else gated(below)), Axes(above)]
+    return dn.declare(mlp, lambda m: [node(m) for node in nodes], axes)
+
+
+class ConvNet(eqx.Module):
+    """Convolution, norm, depthwise convolution; then pointwise, or flattened and linear."""
+
+    first: eqx.nn.Conv2d
+    norm: eqx.Module
+    depthwise: eqx.nn.Conv2d
+    last: eqx.Module
+
+    def __init__(self, norm, flatten: bool = False, *, key, **conv):
+        k = jr.split(key, 3)
+        self.first = eqx.nn.Conv2d(2, 12, 5, key=k[0], **conv)
+        self.norm = norm
+        self.depthwise = eqx.nn.Conv2d(12, 12, 3, groups=12, padding=1, key=k[1])
+        if flatten:
+            self.last = eqx.nn.Linear(12 * 6 * 6, 3, key=k[2])
+        else:
+            self.last = eqx.nn.Conv2d(12, 3, 1, key=k[2])
+
+    def __call__(self, x):
+        h = self.depthwise(self.norm(jnn.gelu(self.first(x))))  # pyright: ignore
+        if isinstance(self.last, eqx.nn.Linear):
+            h = h.reshape(-1)
+        return self.last(h)  # pyright: ignore
+
+
+def conv_axes(net: ConvNet, per_group: tuple[int, ...] = ()):
+    """Learned channels, or groups of them, and kernel extents."""
+    rows = fused("c", *per_group)
+    axes = dn.declare(
+        net,
+        lambda n: (n.first.weight, n.first.bias, n.depthwise.weight, n.depthwise.bias),
+        (
+            Axes(rows, None, gated("ky"), gated("kx")),
+            Axes(rows, None, None),
+            Axes(rows, None, None, None),
+            Axes(rows, None, None),
+        ),
+    )
+    if isinstance(net.last, eqx.nn.Linear):
+        columns = Axes(None, fused(gated("c"), *per_group, 6 * 6))
+    else:
+        columns = Axes(None, fused(gated("c"), *per_group), None, None)
+    axes |= dn.declare(net, lambda n: n.last.weight, columns)
+    if not isinstance(net.norm, eqx.nn.Identity):
+        spec = Axes(rows, *[None] * (net.norm.weight.ndim - 1))  # pyright: ignore
+        axes |= dn.declare(net, lambda n: (n.norm.weight, n.norm.bias), (spec, spec))
+    return axes
+
+
+def conv_masks(groups: int = 12) -> dn.Masks:
+    return {
+        "c": dn.Sigmoid(groups, size=0.55 * groups, temperature=12.0),
+        "ky": dn.Gaussian(5, size=3.1),
+        "kx": dn.Gaussian(5, size=3.9),
+    }
+
+
+class Attention(eqx.Module):
+    """Embedding, attention after a norm, residual, norm, readout."""
+
+    embed: eqx.nn.Embedding
+    norm: eqx.nn.LayerNorm
+    attention: eqx.nn.MultiheadAttention
+    readout: eqx.nn.Linear
+
+    def __init__(self, key):
+        k = jr.split(key, 5)
+        self.embed = eqx.nn.Embedding(7, 12, key=k[0])
+        self.norm = eqx.nn.LayerNorm(12)
+        self.attention = attention(4, 12, 6, 5, key=k[2])
+        self.readout = eqx.nn.Linear(12, 2, key=k[3])
+
+    def __call__(self, tokens):
+        x = jax.vmap(self.embed)(tokens)
+        y = jax.vmap(self.norm)(x)
+        x = x + self.attention(y, y, y)
+        return jax.vmap(self.readout)(jax.vmap(self.norm)(x))
+
+
+def attention(heads, size, qk, vo, *, key):
+    return eqx.nn.MultiheadAttention(
+        heads,
+        size,
+        qk_size=qk,
+        vo_size=vo,
+        use_query_bias=True,
+        use_key_bias=True,
+        use_value_bias=True,
+        use_output_bias=True,
+        key=key,
+    )
+
+
+def attention_axes(net: Attention, *learned: str):
+    """Of the axes heads, qk, vo and stream, those in `learned`."""
+    sizes: dict[str, Any] = {"heads": 4, "qk": 6, "vo": 5}
+
+    def name(axis: str) -> Any:
+        return axis if axis in learned else sizes.get(axis)
+
+    def gate(axis: str) -> Any:
+        return gated(axis) if axis in learned else sizes.get(axis)
+
+    queries, keys = fused(name("heads"), gate("qk")), fused(name("heads"), name("qk"))
+    rows, columns = fused(name("heads"), name("vo")), fused(gate("heads"), gate("vo"))
+    stream, consumer = name("stream"), gate("stream")
+    declared = {
+        lambda m: m.embed.weight: Axes(None, stream),
+        lambda m: m.norm.weight: Axes(stream),
+        lambda m: m.norm.bias: Axes(stream),
+        lambda m: m.attention.query_proj.weight: Axes(queries, consumer),
+        lambda m: m.attention.query_proj.bias: Axes(queries),
+        lambda m: m.attention.key_proj.weight: Axes(keys, consumer),
+        lambda m: m.attention.key_proj.bias: Axes(keys),
+        lambda m: m.attention.value_proj.weight: Axes(rows, consumer),
+        lambda m: m.attention.value_proj.bias: Axes(rows),
+        lambda m: m.attention.output_proj.weight: Axes(stream, columns),
+        lambda m: m.attention.output_proj.bias: Axes(stream),
+        lambda m: m.readout.weight: Axes(None, consumer),
+    }
+    return dn.declare(net, lambda m: [node(m) for node in declared], list(declared.values()))
+
+
+def attention_masks(*learned: str) -> dn.Masks:
+    masks: dn.Masks = {
+        "heads": dn.Sigmoid(4, size=2.6, temperature=12.0),
+        "qk": width(6, 3.3),
+        "vo": width(5, 2.8),
+        "stream": width(12, 7.2),
+    }
+    return {axis: masks[axis] for axis in learned}
+
+
+class Residual(eqx.Module):
+    """A list of blocks, or the same blocks stacked for a scan."""
+
+    blocks: list[eqx.nn.Linear] | eqx.nn.Linear
+    gate: dn.Gate
+
+    def __call__(self, x):
+        if isinstance(self.blocks, list):
+            for block, m in zip(self.blocks, self.gate()):
+                x = x + m * jnn.tanh(block(x))
+            return x
+        step = lambda x, each: (x + each[1] * jnn.tanh(each[0](x)), None)
+        return lax.scan(step, x, (self.blocks, self.gate()))[0]
+
+
+def residual(stacked: bool, depth: int, key) -> tuple[Residual, dict[str, dn.Axes]]:
+    linear = lambda key: eqx.nn.Linear(4, 4, key=key)
+
+    def make(key):
+        keys = jr.split(key, depth)
+        blocks = jax.vmap(linear)(keys) if stacked else [linear(key) for key in keys]
+        return Residual(blocks, dn.Gate("depth", depth))
+
+    net = filled(make, key)
+    if not stacked:
+        return net, dn.declare(net, lambda m: m.blocks, Axes("depth"))
+    specs = (Axes("depth", None, None), Axes("depth", None))
+    return net, dn.declare(net, lambda m: (m.blocks.weight, m.blocks.bias), specs)
+
+
+#
+# Plans and policies, on the host.
+#
+
+Ladders = dict[str, tuple[int, ...]]
+# Of a plan: as it is, or its sizes in the order of the axes' names.
+Sizes = dn.Plan | Sequence[int]
+
+LADDERS: Ladders = {"a": (4, 8, 12, 16), "b": (1, 2, 3), "k": (3, 5, 9)}
+ONE: Ladders = {"x": (4, 8, 12, 16)}
+
+_sigmoid, _gaussian = ft.cache(dn.Sigmoid), ft.cache(dn.Gaussian)
+
+
+def ladder_masks(ladders: Ladders) -> dict[str, dn.AbstractMask]:
+    """Masks of these capacities: Gaussians on the axes whose names start with k."""
+    return {
+        axis: (_gaussian if axis.startswith("k") else _sigmoid)(ladder[-1])
+        for axis, ladder in ladders.items()
+    }
+
+
+@ft.cache
+def _grid(ladders: tuple[tuple[str, tuple[int, ...]], ...]) -> rt.Grid:
+    return rt.Grid(ladder_masks(dict(ladders)), dict(ladders))
+
+
+def ladder_grid(ladders: Ladders = LADDERS) -> rt.Grid:
+    return _grid(tuple(ladders.items()))
+
+
+def planned(sizes: Sizes, grid: rt.Grid) -> dn.Plan:
+    """The plan of these sizes."""
+    return sizes if isinstance(sizes, dn.Plan) else dn.Plan(dict(zip(grid.axes, sizes)))
+
+
+def total(sizes) -> float:
+    return float(np.sum(sizes))
+
+
+def volume(sizes) -> float:
+    return float(np.prod(sizes, dtype=float))
+
+
+def steady(velocity: np.ndarray, fraction: np.ndarray) -> rt.Velocity:
+    """Of axes that have always moved by so many positions a step, up to these."""
+    none = rt.Velocity.none(len(velocity))
+    return none.update(fraction - velocity).update(fraction + 0 * velocity)
+
+
+def seen(
+    active: Sequence[int],
+    plan: Sizes | None = None,
+    *,
+    step: int = 0,
+    more: Sequence[int] | int = 0,
+    velocity: Sequence[float] | float = 0.0,
+    fraction: Sequence[float] | float = 0.0,
+    grid: rt.Grid | None = None,
+    timing: rt.Timing | None = None,
+    compiled: Iterable[Sizes] = (),
+) -> rt.Observation:
+    """What a policy sees; `more` positions than the active ones are foreseen."""
+    grid = ladder_grid() if grid is None else grid
+    active_ = np.array(active, int)
+    return rt.Observation(
+        step,
+        active_,
+        np.minimum(active_ + more, grid.capacity),
+        steady(np.zeros(len(active_)) + velocity, np.array(fraction)),
+        None if plan is None else planned(plan, grid),
+        grid,
+        rt.Timing(total, 100.0) if timing is None else timing,
+        frozenset(planned(sizes, grid) for sizes in compiled),
+    )
+
+
+def decisions(policy: rt.AbstractPolicy, rows, **kwargs) -> list[tuple[int, ...]]:
+    """The sizes of the plan at each step of a run."""
+    state, plan, found = policy.init(), None, []
+    for step, row in enumerate(rows):
+        state, plan = policy(state, seen(row, plan, step=step, **kwargs))
+        found.append(tuple(plan.sizes.tolist()))
+    return found
+
+
+def each_once(plans: Iterable[Any]) -> list[Any]:
+    """Those in a row that are equal, once."""
+    return [plan for plan, _ in it.groupby(plans)]
+
+
+def trace_of(*counts: int) -> rt.Trace:
+    """A trace of one axis."""
+    return rt.Trace.of(("x",), np.array(counts)[:, None])
+
+
+def replayed(
+    trace: rt.Trace, policy: rt.AbstractPolicy, timing: rt.Timing, ladders=ONE, **kwargs
+) -> rt.Outcome:
+    return rt.replay(trace, policy, ladder_masks(ladders), ladders, timing, **kwargs)
+
+
+def best_of(trace: rt.Trace, timing: rt.Timing, ladders=ONE) -> rt.Oracle:
+    return rt.optimum(trace, ladder_masks(ladders), ladders, timing)
+
+
+def paid(trace: rt.Trace, oracle: rt.Oracle, timing: rt.Timing) -> float:
+    """What an oracle pays on its own trace, added up plan by plan: all are compiled."""
+    steps = [step for step, _ in oracle.switches]
+    lengths = np.diff([*steps, trace.length]).tolist()
+    return sum(
+        timing.compile + n * timing.step(plan) for (_, plan), n in zip(oracle.switches, lengths)
+    )

@@ -66,7 +66,7 @@ def test_against_a_hand_computation(shape, x64):
     part = {"depth": 1.75, "blocks.1.mid": 4, "stream": 3.0, kernel: 5.0}
     assert float(cost(part)) == pytest.approx(by_hand(part, shape, depth, width))
     assert float(cost({})) == pytest.approx(by_hand({}, shape, depth, width))
-    with pytest.raises(ValueError, match="`sizes` names 'blocks.0.inn', which is no axis"):
+    with pytest.raises(ValueError, match="`sizes` names 'blocks.0.inn'; the axes are"):
         cost({"blocks.0.inn": 1.0})
 
 

@@ -11,6 +11,7 @@ import jax.tree_util as jtu
 import numpy as np
 import pytest
 import scipy.optimize as so
+from helpers import moved
 
 import dnarch_eqx as dn
 
@@ -31,12 +32,6 @@ _INIT = {
 
 def learned(mask):
     return "offset" if isinstance(mask, dn.Sigmoid) else "sigma"
-
-
-def moved(mask, name, value):
-    """The mask with one parameter replaced, in its own dtype."""
-    old = getattr(mask, name)
-    return eqx.tree_at(lambda m: getattr(m, name), mask, jnp.asarray(value, old.dtype))
 
 
 def printed(mask, x, parameters=None):
@@ -363,12 +358,12 @@ def test_buckets_hold_the_same_values(name):
 
 @few
 @hp.given(st.lists(st.booleans(), min_size=9, max_size=9))
-def test_extent_of_gaussian(active):
+def test_smallest_bucket_of_gaussian(active):
     # The smallest centred window that holds them, by trying all of them.
     mask = dn.Gaussian(9)
     holds = lambda n: sum(active[mask.window(n)]) == sum(active)
     smallest = next(n for n in range(1, 10, 2) if holds(n))
-    assert mask.extent(jnp.array(active)) == smallest
+    assert mask.smallest_bucket(jnp.array(active)) == smallest
 
 
 def test_product(getkey):
@@ -475,7 +470,7 @@ def test_any_temperature(temperature, size):
     for m in (mask, moved(mask, "offset", 0.0), mask.project()):
         value, gradient = _wild(m)
         assert jnp.isfinite(value) and 0 < m().max() <= 1
-        assert all(jnp.isfinite(g) for g in jtu.tree_leaves(gradient))
+        assert all(np.all(np.isfinite(g)) for g in jtu.tree_leaves(gradient))
         assert 1 <= m.active() <= 33
 
 
@@ -487,7 +482,7 @@ def test_any_sigma(sigma, mean):
     value, gradient = jax.value_and_grad(lambda m: jnp.sum(m() ** 2))(mask)
     assert jnp.isfinite(value)
     assert jnp.isfinite(mask.size())
-    assert all(jnp.isfinite(g) for g in jtu.tree_leaves(gradient))
+    assert all(np.all(np.isfinite(g)) for g in jtu.tree_leaves(gradient))
     assert jnp.isfinite(jax.grad(lambda m: m.size())(mask).sigma)
     # And back.
     assert mask.project().active() >= 3
@@ -582,7 +577,7 @@ def test_stacked_masks_under_vmap():
     ]
     path = dn.stack(history)
     assert path["wide"].capacity == 24
-    assert all(x.shape == (4,) for x in jtu.tree_leaves(path))
+    assert all(x.shape[0] == 4 for x in jtu.tree_leaves(path))
     for f in (
         dn.sizes,
         dn.active,

@@ -1,7 +1,6 @@
 from collections.abc import Sequence
 
 import equinox as eqx
-import jax.nn as jnn
 import jax.numpy as jnp
 import jax.random as jr
 from jax.typing import DTypeLike
@@ -11,28 +10,9 @@ from .._axes import Gate
 from .._materialize import AbstractFreezable
 from ._blocks import add_branches, Block, real, widened
 from ._choices import Path
+from ._encoder import Encoder, known_tokens
 from ._kernel import ContinuousConv, KernelGenerator
 from ._layers import BatchNorm, PointwiseLinear
-
-
-class Encoder(eqx.Module):
-    """From the input's channels, or tokens, to the residual stream (Appx. E.1)."""
-
-    embedding: eqx.nn.Embedding | None
-    linear: PointwiseLinear
-    norm: BatchNorm
-
-    def __call__(
-        self,
-        x: Shaped[Array, "*channels_and_space"],
-        *,
-        where: Bool[Array, "*space"] | None = None,
-        dtype: DTypeLike | None = None,
-    ) -> Float[Array, "stream *space"]:
-        if self.embedding is not None:
-            x = jnp.moveaxis(jnp.take(self.embedding.weight, x, axis=0), -1, 0)
-        x = x.astype(self.linear.weight.dtype if dtype is None else dtype)
-        return jnn.gelu(self.norm(self.linear(x), where=where))
 
 
 class CCNN(AbstractFreezable):
@@ -199,8 +179,9 @@ class CCNN(AbstractFreezable):
 
         The prediction, of shape `(out_channels,)`, or `(out_channels, *shape)` if dense.
 
-        Raises `ValueError` for an input of another rank, shape or number of channels, and an
-        error at run time for a token out of the vocabulary.
+        Raises `ValueError` for an input of another rank, shape or number of channels, and for
+        a token out of the vocabulary where the tokens are known. Where they are traced, as
+        under `jax.jit`, such a token makes the output NaN, of all examples of the batch.
         """
         x = self._checked(x, where)
         h = self.encoder(x, where=where, dtype=self.dtype)
@@ -261,14 +242,15 @@ class CCNN(AbstractFreezable):
             )
         if where is not None and where.shape != self.shape:
             raise ValueError(f"`where` must have shape {self.shape}, got {where.shape}.")
-        if tokens is None:
-            return x
-        vocabulary = tokens.weight.shape[0]
-        return eqx.error_if(
-            x,
-            (x < 0) | (x >= vocabulary),
-            f"`x` has a token out of the vocabulary: ids go from 0 to {vocabulary - 1}.",
-        )
+        ids = None if tokens is None else known_tokens(x)
+        if tokens is not None and ids is not None and ids.size > 0:
+            last = tokens.weight.shape[0] - 1
+            if ids.min() < 0 or ids.max() > last:
+                raise ValueError(
+                    f"`x` has tokens from {ids.min()} to {ids.max()}: out of the vocabulary, "
+                    f"whose ids go from 0 to {last}."
+                )
+        return x
 
 
 def paths(net: CCNN) -> tuple[Path, ...]:

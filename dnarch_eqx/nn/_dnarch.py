@@ -6,17 +6,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import PRNGKeyArray
 
 from .._axes import Axes, AxisMap, gated
-from .._custom_types import Cost, Sizes
 from .._gaussian import Gaussian
 from .._masks import AbstractMask, Masks
 from .._materialize import freeze
-from .._misc import as_float
-from .._plan import buckets as _buckets, every, geometric, Ladder, odd, Plan, smooth
+from .._plan import Plan
 from .._sigmoid import Sigmoid
-from .._sizes import present
+from ..ladders import buckets as _buckets, every, geometric, Ladder, odd, smooth
 from ._ccnn import CCNN
 
 
@@ -32,6 +30,8 @@ class Base:
 
 CCNN_4_140 = Base(depth=4, width=140)
 CCNN_6_380 = Base(depth=6, width=380)
+# The learned widths of a block.
+PARTS = ("in", "mid", "out")
 
 
 def dnarch(
@@ -159,7 +159,7 @@ def width_masks(
     `stream` on those of the residual stream. They start at `size`.
     """
     capacity = model.encoder.linear.weight.shape[0]
-    names = [f"blocks.{i}.{part}" for i in range(len(model.blocks)) for part in _PARTS]
+    names = [f"blocks.{i}.{part}" for i in range(len(model.blocks)) for part in PARTS]
     names += ["stream"] if stream else []
     return {name: Sigmoid(capacity, size=size, temperature=temperature) for name in names}
 
@@ -189,7 +189,7 @@ def axes(model: CCNN) -> AxisMap:
         ".decoder.weight": Axes(None, gated("stream")),
     }
     for i in range(len(model.blocks)):
-        at, (in_, mid, out) = f".blocks[{i}]", (f"blocks.{i}.{part}" for part in _PARTS)
+        at, (in_, mid, out) = f".blocks[{i}]", (f"blocks.{i}.{part}" for part in PARTS)
         declared |= {
             f"{at}.norm.weight": Axes(in_),
             f"{at}.norm.bias": Axes(in_),
@@ -213,7 +213,8 @@ def buckets(masks: Masks, *, ratio: float = 1.25, multiple: int = 8) -> dict[str
     - `masks`: the masks.
     - `ratio`: of one size to the next, at least. Nearer to 1 there is less waste, and there
         are more programs to compile.
-    - `multiple`: of the widths: 8 on CPU and GPU, 128 on TPU.
+    - `multiple`: of the widths: 8 on CPU and GPU, 128 on TPU. Widths of at most twice as many
+        may be any.
     """
     return _buckets(
         masks,
@@ -221,7 +222,7 @@ def buckets(masks: Masks, *, ratio: float = 1.25, multiple: int = 8) -> dict[str
             "*.kernel*": odd(ratio),
             "*.resolution*": smooth(ratio),
             "depth": every(),
-            "*": geometric(ratio, multiple),
+            "*": lambda n: geometric(ratio, multiple if n > 2 * multiple else 1)(n),
         },
     )
 
@@ -232,81 +233,3 @@ def deploy(model: CCNN, masks: Masks, plan: Mapping[str, int]) -> CCNN:
     """
     kept = {axis: size for axis, size in plan.items() if ".resolution" in axis}
     return eqx.nn.inference_mode(freeze(model, axes(model), masks, Plan(kept)))
-
-
-def base_sizes(model: CCNN, base: Base) -> dict[str, float]:
-    """The sizes at which a CCNN of larger capacity is the base network: what
-    [`dnarch_eqx.Budget`][] takes as a target.
-    """
-    widths = {
-        f"blocks.{i}.{part}": float(base.width)
-        for i in range(len(model.blocks))
-        for part in _PARTS
-    }
-    return {**widths, "depth": float(base.depth)}
-
-
-def complexity(model: CCNN, *, per_channel: bool = True) -> Cost:
-    r"""The operations of a CCNN as a differentiable function of its sizes (Appx. C): for
-    every block, at a resolution of $r$ positions (the product over the spatial axes),
-
-    - $r \, n_{in} n_{mid} + r \, n_{mid} n_{out}$ for the pointwise linear maps;
-    - $n_{in} \, r \log_2 r$ for the Fourier convolution. The paper prints no $n_{in}$, and
-        its tables lean a little that way: `per_channel=False` is the paper's. We count what
-        runs;
-    - $r \, (2 n_{mid} + n_{out})$ for two GELUs and the dropout.
-
-    A block beyond the depth counts nothing, and the last one by its fraction. As in the
-    paper's tables, which fit nothing else, encoder, decoder and kernels do not count, and
-    neither do the transforms of a branch's input and output at the full resolution. XLA's
-    count follows this one at the paper's widths, and less well in much narrower networks,
-    where those transforms are half of all operations. Transforms are FFTs here; products with
-    matrices (see [`dnarch_eqx.nn.ContinuousConv`][]) have more operations and take less time.
-
-    **Arguments:**
-
-    - `model`: at its capacities.
-    - `per_channel`: whether every channel's Fourier convolution counts.
-
-    **Returns:**
-
-    A function of a dictionary from axis to size. An axis that it lacks counts at its
-    capacity.
-    """
-    capacities = {"depth": len(model.blocks)}
-    for i, block in enumerate(model.blocks):
-        capacities |= {gate.axis: gate.size for gate in block.conv.resolution}
-        capacities |= dict(zip((f"blocks.{i}.{part}" for part in _PARTS), _widths(block)))
-    resolutions = [
-        [block.conv.resolution[i].axis for block in model.blocks]
-        for i in range(len(model.shape))
-    ]
-    widths = [[f"blocks.{i}.{part}" for i in range(len(model.blocks))] for part in _PARTS]
-
-    uncounted = {gate.axis for block in model.blocks for gate in block.conv.kernel} | {"stream"}
-
-    def cost(sizes: Sizes) -> Float[Array, ""]:
-        if unknown := sorted(set(sizes) - set(capacities) - uncounted):
-            raise ValueError(f"`sizes` names {unknown[0]!r}, which is no axis of this CCNN.")
-        size = lambda axis: as_float(sizes.get(axis, capacities[axis]))
-        # Each a vector over the blocks: many scalar operations compile slowly.
-        over_blocks = lambda axes: jnp.stack([size(axis) for axis in axes])
-        r = jnp.prod(jnp.stack([over_blocks(axes) for axes in resolutions]), axis=0)
-        in_, mid, out = (over_blocks(axes) for axes in widths)
-        linear = r * (in_ * mid + mid * out)
-        fourier = (in_ if per_channel else 1.0) * r * jnp.log2(r)
-        pointwise = r * (2 * mid + out)
-        return present(size("depth"), len(in_)) @ (linear + fourier + pointwise)
-
-    return cost
-
-
-_PARTS = ("in", "mid", "out")
-
-
-def _widths(block) -> tuple[int, int, int]:
-    return (
-        block.linear1.weight.shape[1],
-        block.linear1.weight.shape[0],
-        block.linear2.weight.shape[0],
-    )

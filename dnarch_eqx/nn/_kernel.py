@@ -11,14 +11,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._axes import Gate
 from .._masks import product
-from .._misc import as_float
+from .._materialize import AbstractFreezable
+from .._misc import as_float, Constant, constant, value
 from ._choices import choose_method, METHODS, one_of, Path, TRANSFORMS
 from ._fourier import convolution_transforms, fourier_convolution, resize_transforms
 from ._layers import beside, PointwiseLinear
 from ._spatial import spatial_convolution
 
 
-class KernelGenerator(eqx.Module):
+class KernelGenerator(AbstractFreezable):
     r"""The kernels of a whole network as functions of the coordinate (Appx. E.1): a
     4-layer MLP on the features $\cos, \sin(2 \pi \omega_0 W x)$, of which this is all but
     the last layer. That one has a slice for every block and channel, and lies with the
@@ -32,9 +33,9 @@ class KernelGenerator(eqx.Module):
     would redraw all kernels.
     """
 
-    frequencies: tuple[Float[Array, " features"], ...]
+    frequencies: tuple[Float[Array, " features"] | Constant, ...]
     layers: tuple[PointwiseLinear, ...]
-    omega_0: Float[Array, ""]
+    omega_0: Float[Array, ""] | Constant
     grid: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
@@ -65,7 +66,7 @@ class KernelGenerator(eqx.Module):
         for i, (size, kept) in enumerate(zip(self.grid, window)):
             start = (size - kept) // 2
             x = as_float(np.linspace(-1, 1, size)[start : start + kept])
-            w = lax.stop_gradient(self.omega_0 * self.frequencies[i])
+            w = lax.stop_gradient(value(self.omega_0) * value(self.frequencies[i]))
             along = [axis for axis in range(dim) if axis != i]
             x = jnp.expand_dims(x, along)[None]
             turns.append(x * jnp.expand_dims(w, range(1, dim + 1)))
@@ -76,6 +77,11 @@ class KernelGenerator(eqx.Module):
         for layer in self.layers:
             h = jnn.gelu(layer(h))
         return h
+
+    def freeze(self) -> "KernelGenerator":
+        """With frequencies that no optimizer finds."""
+        fixed = (tuple(map(constant, self.frequencies)), constant(self.omega_0))
+        return eqx.tree_at(lambda g: (g.frequencies, g.omega_0), self, fixed)
 
 
 class ContinuousConv(eqx.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact, Real
 
-from .._plan import is_smooth
+from ..ladders import is_smooth
 
 
 def fast_length(n: int) -> int:

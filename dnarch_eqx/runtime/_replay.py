@@ -1,72 +1,18 @@
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 
 import numpy as np
-from jaxtyping import Int
 
-from ._masks import Masks
-from ._plan import Ladder, Plan
-from ._policy import AbstractPolicy, Observation, Oracle
-from ._timing import Grid, Timing
-from ._velocity import Velocity
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trace:
-    """The active counts of every axis over a run.
-
-    - `axes`: the names, in their order.
-    - `steps`: the steps at which any count changed, from 0 on.
-    - `active`: the counts from each of these steps on.
-    - `length`: how many steps the run had.
-    """
-
-    axes: tuple[str, ...]
-    steps: Int[np.ndarray, " changes"]
-    active: Int[np.ndarray, "changes axes"]
-    length: int
-
-    @staticmethod
-    def of(axes: tuple[str, ...], active: Int[np.ndarray, "steps axes"]) -> "Trace":
-        """From the counts of every step."""
-        if tuple(sorted(axes)) != tuple(axes):
-            raise ValueError(f"`axes` must be in the order of their names, got {axes}.")
-        if active.ndim != 2 or active.shape[1] != len(axes) or not len(active):
-            raise ValueError(
-                f"`active` must have a row a step and {len(axes)} columns, got shape "
-                f"{active.shape}."
-            )
-        changed = np.any(active[1:] != active[:-1], axis=1)
-        steps = np.concatenate([[0], 1 + np.flatnonzero(changed)])
-        return Trace(tuple(axes), steps, active[steps].astype(int), len(active))
-
-    def every_step(self) -> Int[np.ndarray, "steps axes"]:
-        """The counts of every step."""
-        return np.repeat(self.active, self.lengths(), axis=0)
-
-    def lengths(self) -> Int[np.ndarray, " changes"]:
-        """How many steps the counts stay as they are."""
-        return np.diff(np.append(self.steps, self.length))
-
-    def save(self, path: Path) -> None:
-        """Writes it to a file, of the format `.npz`."""
-        names = np.array(self.axes)
-        with path.open("wb") as file:
-            np.savez_compressed(
-                file, axes=names, steps=self.steps, active=self.active, length=self.length
-            )
-
-    @staticmethod
-    def load(path: Path) -> "Trace":
-        """What [`dnarch_eqx.Trace.save`][] wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            return Trace(
-                tuple(file["axes"].tolist()),
-                file["steps"],
-                file["active"],
-                int(file["length"]),
-            )
+from .._masks import Masks
+from .._misc import at_least
+from .._plan import Plan
+from ..ladders import Ladder
+from ._grid import Grid
+from ._planner_state import PlannerState
+from ._policy import AbstractPolicy
+from ._timing import Timing
+from ._trace import Trace
+from .policies import Oracle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +53,7 @@ def replay(
     buckets: Mapping[str, Ladder],
     timing: Timing,
     *,
+    compiled: Iterable[Plan] = (),
     keep: int = 1,
     foresight: int = 0,
 ) -> Outcome:
@@ -120,47 +67,38 @@ def replay(
     - `masks`: for the capacities.
     - `buckets`: the ladders.
     - `timing`: what plans cost.
+    - `compiled`: plans that are compiled before the run, hence free.
     - `keep`: how many compiled plans are kept; returning to one of them is free.
     - `foresight`: how many steps ahead growth is foreseen from the velocities.
     """
     grid = _grid(trace, masks, buckets)
-    if keep < 1 or foresight < 0:
-        raise ValueError(f"`keep` must be at least 1 and `foresight` 0, got {keep, foresight}.")
-    velocity = Velocity.none(len(trace.axes))
-    state, sizes, held = policy.init(), None, []
-    compilations, compiling, stepping, exact, waste = 0, 0.0, 0.0, 0.0, 0.0
+    at_least("keep", keep, 1)
+    at_least("foresight", foresight, 0)
+    state = PlannerState.start(policy, grid)
+    free = frozenset(map(grid.complete, compiled))
+    kept: tuple[Plan, ...] = ()
     plans: list[tuple[int, Plan]] = []
-    for step, active in enumerate(trace.every_step()):
+    compilations, stepping, exact, waste = 0, 0.0, 0.0, 0.0
+    for active in trace.every_step():
         # A count is a position rounded down; how far is not in the trace.
-        velocity = velocity.update(active + 0.5)
-        ahead = np.floor(active + velocity.rise(foresight, -1.0) + 1e-9).astype(int)
-        free = frozenset(key for key in held)
-        now = dataclasses.replace(timing, held=timing.held | free)
-        seen = Observation(
-            step,
-            active,
-            np.minimum(np.maximum(active, ahead), grid.capacity),
-            velocity,
-            sizes,
-            grid,
-            now,
-        )
-        state, new = policy(state, seen)
-        if np.any(active > new):
-            raise ValueError(f"{policy} took a plan that does not cover, at step {step}.")
-        if sizes is None or np.any(new != sizes):
-            plans.append((step, grid.plan(new)))
-            price = now.switch(new)
-            key = new.tobytes()
-            compilations += int(key not in now.held)
-            compiling += price
-            held = [key, *(k for k in held if k != key)][:keep]
-        sizes = new
-        stepping += timing.step(sizes)
+        forecast = state.forecast.update(active, active + 0.5)
+        state = state.replace(forecast=forecast)
+        ahead = np.floor(active + forecast.velocity.rise(foresight, -1.0) + 1e-9).astype(int)
+        now = free | frozenset(kept)
+        state, plan = state.decide(policy, grid, timing, active, ahead, compiled=now)
+        if plan != state.plan:
+            state = state.switched(plan)
+            plans.append((state.step, plan))
+            compilations += plan not in now
+            kept = (*(other for other in kept if other != plan), plan)[-keep:]
+        stepping += timing.step(plan)
         smallest = np.maximum(active, 1)
         exact += timing.step(smallest)
-        waste += timing.cost(sizes) / timing.cost(smallest)
-    return Outcome(compilations, compiling, stepping, exact, waste / trace.length, tuple(plans))
+        waste += timing.units(plan) / timing.units(smallest)
+        state = state.replace(step=state.step + 1)
+    compiling = compilations * timing.compile
+    waste = waste / trace.length
+    return Outcome(compilations, compiling, stepping, exact, waste, tuple(plans))
 
 
 def optimum(
@@ -192,8 +130,7 @@ def optimum(
     end = len(fits)
     while end > 0:
         begin = start[end]
-        sizes = fits[begin:end].max(0)
-        switches.append((int(steps[begin]), tuple(sizes.tolist())))
+        switches.append((int(steps[begin]), grid.plan(fits[begin:end].max(0))))
         end = begin
     return Oracle(tuple(reversed(switches)))
 
@@ -208,7 +145,6 @@ def regret(
     """What a policy pays on a recorded run over what the optimum pays, compilations
     included; 1 is perfect.
     """
-    timing = timing.replace(held=frozenset())
     paid = replay(trace, policy, masks, buckets, timing)
     best = replay(trace, optimum(trace, masks, buckets, timing), masks, buckets, timing)
     return paid.seconds / best.seconds

@@ -1,10 +1,14 @@
 from collections.abc import Callable
 
-import equinox as eqx
 import jax.numpy as jnp
 import jax.random as jr
 import jax.tree_util as jtu
 from jaxtyping import PRNGKeyArray, PyTree
+
+from .._plan import Plan
+from ._program import Program
+from ._signature import Key, Signature
+from ._store import Store
 
 
 def predict(
@@ -48,6 +52,14 @@ def predict(
     return jtu.tree_map(lambda *ys: jnp.concatenate(ys)[:n][back], *outputs)
 
 
-@eqx.filter_jit
-def _call(net, x):
-    return net(x)
+_networks = Store(keep=8)
+
+
+def _call(net: Callable, x: PyTree) -> PyTree:
+    key = Key(Signature("net", net), Signature("x", x))
+    program = _networks.get(Plan(), key)
+    if program is None:
+        run = lambda net, x: net(x)
+        program = Program(run, (net, x), name="a network to predict with").compile()
+        _networks.put(Plan(), key, program, call=0)
+    return program(net, x)

@@ -20,7 +20,7 @@ class Velocity:
     $\sqrt n$ times what it is after one.
 
     - `peak`: the fastest of late, in positions a step.
-    - `part`: how much of the next position axes have when last seen, in [0, 1).
+    - `fraction`: how much of the next position axes have when last seen, in [0, 1).
     """
 
     peak: Float[np.ndarray, " axes"]
@@ -36,7 +36,7 @@ class Velocity:
     _last: Float[np.ndarray, " axes"] | None = None
 
     @property
-    def part(self) -> Float[np.ndarray, " axes"]:
+    def fraction(self) -> Float[np.ndarray, " axes"]:
         return np.zeros_like(self.peak) if self._last is None else self._last % 1
 
     @staticmethod

@@ -1,0 +1,83 @@
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import jax.lax as lax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._layout import Factor
+from ._masks import product
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What a layer is fitted to: the dimensions of its own arrays, by field name; the mask
+    values of every learned axis at its bucket, and where the bucket starts; the axes whose
+    bucket is their exact size.
+    """
+
+    path: str
+    dims: Callable[[str], tuple[tuple[Factor, ...], ...] | None]
+    values: Mapping[str, Float[Array, " _"]]
+    starts: Mapping[str, int]
+    exact: frozenset[str]
+
+    def within(self, stacked: int) -> "Fit":
+        """Without the leading dimensions of layers that are stacked, to be scanned."""
+
+        def dims(field: str) -> tuple[tuple[Factor, ...], ...] | None:
+            whole = self.dims(field)
+            return None if whole is None else whole[stacked:]
+
+        return dataclasses.replace(self, dims=dims)
+
+    def learned(self, field: str, dim: int) -> tuple[Factor, ...]:
+        """The learned parts of a dimension."""
+        dims = self.dims(field)
+        parts = () if dims is None else dims[dim]
+        return tuple(part for part in parts if part.axis in self.values)
+
+    def size(self, *parts: Factor) -> int:
+        """How many positions are left of the product of these parts."""
+        masks = [self.mask(part) for part in parts]
+        sizes = [p.capacity if mask is None else mask.shape[0] for p, mask in zip(parts, masks)]
+        return math.prod(sizes)
+
+    def mask(self, part: Factor) -> Float[Array, " _"] | None:
+        return None if part.axis is None else self.values.get(part.axis)
+
+    def active(self, dims: tuple[tuple[Factor, ...], ...]) -> Array:
+        """Which positions are."""
+        masks = [(part, self.mask(part)) for dim in dims for part in dim]
+        kept = [
+            jnp.ones(part.capacity) if mask is None else jnp.where(mask > 0, 1.0, 0.0)
+            for part, mask in masks
+        ]
+        return lax.stop_gradient(product(*kept)).reshape([self.size(*dim) for dim in dims]) > 0
+
+    def agree(self, one: str, dim: int, other: str, other_dim: int) -> None:
+        """Refuses a layer two of whose dimensions, which are one, lie on different axes."""
+        a, b = self._shown(one, dim), self._shown(other, other_dim)
+        if a != b:
+            raise self.refuse(
+                f"dimension {dim} of its `{one}` lies on {a}, dimension {other_dim} of its "
+                f"`{other}` on {b}, and they are the same: declare both on the same axes."
+            )
+
+    def _shown(self, field: str, dim: int) -> str:
+        """The learned axes of a dimension, and how it is made up of them."""
+        if not self.learned(field, dim):
+            return "no learned axis"
+        shown: list[str | int] = []
+        for part in (self.dims(field) or ())[dim]:
+            if part.axis in self.values:
+                shown.append(repr(part.axis))
+            elif shown and isinstance(shown[-1], int):
+                shown[-1] *= part.capacity
+            elif part.capacity > 1:
+                shown.append(part.capacity)
+        return f"fused({', '.join(map(str, shown))})" if len(shown) > 1 else str(shown[0])
+
+    def refuse(self, why: str) -> ValueError:
+        return ValueError(f"{self.path or 'the model'!r}: {why}")

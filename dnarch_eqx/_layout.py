@@ -1,0 +1,233 @@
+# What the declarations amount to, for one model.
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+from jaxtyping import PyTree
+
+from ._axes import Axes, AxisMap, Dim, Fused, Gate, Gated
+from ._masks import check_masks, Masks
+from ._shared import Tie, ties
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """A dimension, or a factor of a fused one: its axis if any, its capacity."""
+
+    axis: str | None
+    capacity: int
+    gated: bool = False
+
+
+# Path -> for every dimension of the node there, its parts.
+Layout: TypeAlias = dict[str, tuple[tuple[Factor, ...], ...]]
+
+
+def nodes(model: PyTree) -> Iterator[tuple[str, Any]]:
+    """All nodes of a tree with their paths, parents first."""
+    stack: list[tuple[str, Any]] = [("", model)]
+    while stack:
+        path, node = stack.pop()
+        yield path, node
+        children = jtu.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
+        stack.extend(
+            (path + jtu.keystr(key), child) for key, child in reversed(children) if key
+        )
+
+
+def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
+    """Resolves the declarations against a model's arrays. What `eqx.nn.Shared` ties to an
+    array lies on that one's axes.
+
+    Raises `ValueError` if a path is not in the model, if axes do not fit the dimensions
+    of the node there, or if arrays disagree about a capacity.
+    """
+    _check_axes(axes)
+    masks = {} if masks is None else masks
+    check_masks(masks)
+    found = {path: node for path, node in nodes(model) if path in axes}
+    tied = _tied(model)
+    for path in sorted(axes):
+        if path in tied:
+            raise ValueError(
+                f"`axes` declares {path!r}, which `eqx.nn.Shared` ties to "
+                f"{tied[path].source!r}: declare that, and this follows."
+            )
+        if path not in found:
+            raise ValueError(f"`axes` declares {path!r}, which is no path in `model`.")
+    # Who said first how large an axis is, to be quoted when somebody disagrees.
+    known: dict[str, tuple[int, str]] = {}
+
+    def claim(axis: str, capacity: int, by: str) -> None:
+        if capacity < 1:
+            raise ValueError(f"Axis {axis!r} has no position, by {by}.")
+        size, first = known.setdefault(axis, (capacity, by))
+        if size != capacity:
+            raise ValueError(
+                f"Axis {axis!r} has capacity {size} by {first}, but {capacity} by {by}."
+            )
+
+    shapes = {path: _shape(path, node, axes[path]) for path, node in found.items()}
+    for path, shape in shapes.items():
+        for i, (dim, size) in enumerate(zip(axes[path].dims, shape)):
+            if isinstance(dim, (str, Gated)):
+                claim(_axis(dim), size, f"dimension {i} of {path!r}")
+    for path, node in nodes(model):
+        if isinstance(node, Gate):
+            claim(node.axis, node.size, f"the gate at {path!r}")
+    for axis, mask in masks.items():
+        if axis in known:
+            claim(axis, mask.capacity, "its mask")
+
+    def split(path: str, i: int, dim: Dim, size: int) -> tuple[Factor, ...]:
+        if dim is None:
+            return (Factor(None, size),)
+        if not isinstance(dim, Fused):
+            return (Factor(_axis(dim), size, isinstance(dim, Gated)),)
+        by = f"dimension {i} of {path!r}"
+        sizes = [_part_size(part, known, masks) for part in dim.parts]
+        if sizes.count(None) > 1:
+            raise ValueError(
+                f"{by} is {dim}: the capacities of its parts cannot be told apart. Give masks "
+                "(`parameter_cost` takes them too) for all but one of them, or integers for "
+                "those that are not learned."
+            )
+        rest, remainder = divmod(size, math.prod(s for s in sizes if s is not None))
+        if remainder or (None not in sizes and rest != 1):
+            raise ValueError(f"{by} has size {size}, which {dim} with parts of {sizes} is not.")
+        sizes = [rest if s is None else s for s in sizes]
+        for part, s in zip(dim.parts, sizes):
+            if not isinstance(part, int):
+                claim(_axis(part), s, by)
+        return tuple(
+            Factor(None, s)
+            if isinstance(part, int)
+            else Factor(_axis(part), s, isinstance(part, Gated))
+            for part, s in zip(dim.parts, sizes)
+        )
+
+    resolved = {
+        path: tuple(split(path, i, *pair) for i, pair in enumerate(zip(axes[path].dims, shape)))
+        for path, shape in shapes.items()
+    }
+    for path, tie in tied.items():
+        if tie.source in resolved:
+            resolved[path] = tuple(resolved[tie.source][i] for i in tie.order)
+    return resolved
+
+
+def capacities(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> dict[str, int]:
+    """The capacity of every declared axis."""
+    return _capacities(model, layout(model, axes, masks))
+
+
+def _capacities(model: PyTree, resolved: Layout) -> dict[str, int]:
+    parts = {
+        part.axis: part.capacity
+        for dims in resolved.values()
+        for dim in dims
+        for part in dim
+        if part.axis is not None
+    }
+    gates = {node.axis: node.size for _, node in nodes(model) if isinstance(node, Gate)}
+    return parts | gates
+
+
+def resolve(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
+    """Checks that model, axes and masks fit together, and gives what lies on each dimension
+    of every declared path.
+
+    Raises `ValueError` for all that [`dnarch_eqx.declare`][] cannot see: a mask that no
+    array lies on, or that is multiplied in nowhere; a capacity on which arrays and masks
+    disagree; a mask on integers.
+    """
+    resolved = layout(model, axes, masks)
+    sizes = _capacities(model, resolved)
+    for axis in masks:
+        if axis not in sizes:
+            raise ValueError(
+                f"`masks` has a mask for axis {axis!r}, but no array lies on it. The declared "
+                f"axes are {sorted(sizes)}."
+            )
+    entered = {node.axis for _, node in nodes(model) if isinstance(node, Gate)}
+    for path, node in nodes(model):
+        here = {part.axis for dim in resolved.get(path, ()) for part in dim if part.gated}
+        entered |= here
+        if here & set(masks) and not eqx.is_inexact_array(node):
+            if path in axes:
+                raise ValueError(f"{path!r} is gated, but is no array of floats: {node!r}.")
+    if idle := sorted(set(masks) - entered):
+        raise ValueError(
+            f"Axis {idle[0]!r} has a mask, but it enters nowhere: put `gated({idle[0]!r})` "
+            "in place of the name where the axis is consumed, or use a `Gate`."
+        )
+    return resolved
+
+
+def _check_axes(axes: Any) -> None:
+    if not isinstance(axes, Mapping):
+        raise ValueError(
+            "`axes` must be a dictionary from path to `Axes`, as `dn.declare` gives; got "
+            f"{type(axes).__name__}."
+        )
+    for path, spec in axes.items():
+        if not (isinstance(path, str) and isinstance(spec, Axes)):
+            raise ValueError(
+                f"`axes` has {spec!r} for {path!r}: give `dn.Axes(...)` for a path."
+            )
+
+
+def _tied(model: PyTree) -> dict[str, Tie]:
+    """Path -> the array that it is tied to, with its whole path."""
+    return {
+        path + tie.target: tie._replace(source=tie.source and path + tie.source)
+        for path, node in nodes(model)
+        if isinstance(node, eqx.nn.Shared)
+        for tie in ties(node)
+    }
+
+
+def _axis(part: str | Gated) -> str:
+    return part.axis if isinstance(part, Gated) else part
+
+
+def _part_size(part: str | Gated | int, known: Mapping, masks: Masks) -> int | None:
+    if isinstance(part, int):
+        return part
+    axis = _axis(part)
+    if axis in known:
+        return known[axis][0]
+    return masks[axis].capacity if axis in masks else None
+
+
+def _shape(path: str, node, spec: Axes) -> tuple[int, ...]:
+    if isinstance(node, (list, tuple)):
+        if len(spec.dims) != 1 or not isinstance(spec.dims[0], str):
+            raise ValueError(
+                f"{path!r} is a sequence of {len(node)} modules: its axes must be one name, "
+                f"not {spec}. The mask of a depth enters where the branches are added, by a "
+                "`Gate`."
+            )
+        if hasattr(node, "_fields"):
+            raise ValueError(
+                f"{path!r} is a {type(node).__name__}, a tuple whose fields have names and "
+                f"cannot be dropped: hold what lies on {spec.dims[0]!r} in a list or tuple."
+            )
+        return (len(node),)
+    if not eqx.is_array_like(node):
+        raise ValueError(f"{path!r} is neither an array nor a sequence of modules: {node!r}.")
+    shape = jnp.shape(node)
+    if len(spec.dims) != len(shape):
+        raise ValueError(
+            f"{path!r} has {len(shape)} dimensions, {shape}, but its axes are {spec}."
+        )
+    return shape
+
+
+# `dnarch_eqx.check` is in `_materialize`.
+check = resolve

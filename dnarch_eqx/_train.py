@@ -1,0 +1,326 @@
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from ._axes import AxisMap
+from ._budget import Budget
+from ._custom_types import Loss
+from ._layout import check
+from ._masks import AbstractMask, as_single, check_masks, Masks, with_learned
+from ._materialize import materialize
+from ._sizes import project
+
+
+# What becomes of a step whose loss, gradient or update is not finite: it is an error, it is
+# left out, or it is taken like any other (masks never are: they stay where they were).
+OnNonfinite: TypeAlias = Literal["raise", "skip", "ignore"]
+
+
+class State(eqx.Module):
+    """All that training changes. Everything keeps its full shape whatever the plan."""
+
+    model: PyTree
+    masks: dict[str, AbstractMask]
+    opt_state: PyTree
+    step: Int[Array, ""]
+
+
+class StepInfo(eqx.Module):
+    """What a step reports, beside the new state.
+
+    - `loss`: the task's loss, without the budget.
+    - `complexity`: that over its target, before the update; 1 without a budget.
+    - `metrics`: what the loss returned beside its value, if it did.
+    - `flags`: whether the plan covered the masks, and whether each of
+        [`dnarch_eqx.checked`][] is finite.
+    - `counts`: the active counts before the update, in the order of the axes' names, and the
+        same before rounding.
+
+    Flags and counts are one array each, as a planner fetches them at every step. The
+    properties below give their parts, on the host where they are not traced.
+    """
+
+    loss: Float[Array, ""]
+    complexity: Float[Array, ""]
+    metrics: PyTree
+    flags: Bool[Array, " flags"]
+    counts: Float[Array, "2 axes"]
+
+    @property
+    def covered(self) -> Any:
+        """Whether the plan covered the masks. Where not, the state did not change."""
+        return _on_host(self.flags)[..., 0]
+
+    @property
+    def finite(self) -> Any:
+        """Whether everything is. Where not, the state did not change, unless that was to be
+        ignored.
+        """
+        return _on_host(self.flags)[..., 1:].all(-1)
+
+    @property
+    def active(self) -> Any:
+        """The active counts, of shape `(axes,)`."""
+        return _on_host(self.counts)[..., 0, :].astype(np.int32)
+
+    @property
+    def position(self) -> Any:
+        """The active counts before rounding, of shape `(axes,)`."""
+        return _on_host(self.counts)[..., 1, :]
+
+
+# From (state, batch, key, budget) under a plan to (state, info).
+Step: TypeAlias = Callable[
+    [State, PyTree, PRNGKeyArray | None, Budget | None, Mapping[str, int]],
+    tuple[State, StepInfo],
+]
+
+
+def init(
+    model: PyTree, masks: Masks, axes: AxisMap, optim: optax.GradientTransformation
+) -> State:
+    """The state that training starts from.
+
+    **Arguments:**
+
+    - `model`: at its capacity.
+    - `masks`: the learned axes; kept in single precision at least.
+    - `axes`: what lies on which axis.
+    - `optim`: an Optax transformation of the pair `(model, masks)`.
+
+    Raises `ValueError` if model, axes and masks do not fit together, if weights are not finite
+    or in float16, whose range is too small for gradients and for Adam's epsilon.
+    """
+    check_masks(masks)
+    check(model, axes, masks)
+    for path, x in jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array)):
+        if x.dtype == jnp.float16:
+            raise ValueError(
+                f"`model{jtu.keystr(path)}` is in float16, too coarse for gradients and for "
+                "Adam's epsilon: use bfloat16 or float32."
+            )
+        known = not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
+        if known and not np.all(np.isfinite(np.asarray(x).astype(np.complex64))):
+            raise ValueError(f"`model{jtu.keystr(path)}` is not finite.")
+    masks = as_single(masks)
+    opt_state = optim.init(eqx.filter((model, masks), eqx.is_inexact_array))
+    return State(model, dict(masks), opt_state, jnp.zeros((), jnp.int32))
+
+
+def make_step(
+    loss: Loss,
+    optim: optax.GradientTransformation,
+    axes: AxisMap,
+    *,
+    has_aux: bool = False,
+    on_nonfinite: OnNonfinite = "raise",
+) -> Step:
+    """The training step as one pure function: materialize, loss and budget, update, projection.
+
+    **Arguments:**
+
+    - `loss`: `loss(net, batch, key)`, an ordinary loss of an ordinary module: `net` is
+        materialized.
+    - `optim`: an Optax transformation of the pair `(model, masks)`, see
+        [`dnarch_eqx.adamw`][]. It is given the loss as `value=`.
+    - `axes`: what lies on which axis.
+    - `has_aux`: whether the loss returns `(value, metrics)`.
+    - `on_nonfinite`: with `"raise"` and `"skip"` a step of which anything is not finite leaves
+        the state as it was (to raise is left to who sees its flags). With `"ignore"` weights
+        take the update, masks do not.
+
+    **Returns:**
+
+    `step(state, batch, key, budget, plan)`, which returns the new [`dnarch_eqx.State`][] and a
+    [`dnarch_eqx.StepInfo`][]. Only `plan` is static: the budget's target and weight can change
+    without another compilation.
+
+    !!! Example
+
+        ```python
+        step = eqx.filter_jit(dn.make_step(loss, optim, axes))
+        state, info = step(state, batch, key, budget, plan)
+        ```
+    """
+    _check_arguments(loss, optim, on_nonfinite)
+    optim = optax.with_extra_args_support(optim)
+
+    def step(state, batch, key, budget, plan):
+        _check_state(state, optim)
+
+        def objective(params):
+            net = materialize(params[0], axes, params[1], plan, check_coverage=False)
+            value, metrics = _evaluated(loss(net, batch, key), has_aux)
+            if budget is None:
+                return value, (value, jnp.ones_like(value), metrics)
+            total = value + budget(params[1]).astype(value.dtype)
+            return total, (value, budget.complexity(params[1]), metrics)
+
+        params = (state.model, state.masks)
+        (_, (value, complexity, metrics)), grads = eqx.filter_value_and_grad(
+            objective, has_aux=True
+        )(params)
+        # JAX's gradient of a complex number is the conjugate of the direction of ascent.
+        grads = jtu.tree_map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
+        arrays = eqx.filter(params, eqx.is_inexact_array)
+        updates, opt_state = optim.update(grads, state.opt_state, arrays, value=value)
+        model, masks = eqx.apply_updates(params, updates)
+
+        counts, covered = _counted(state.masks, plan)
+        fine = [jnp.isfinite(value), jnp.isfinite(complexity)]
+        fine += _finite(grads[0], eqx.filter(model, eqx.is_inexact_array))
+        sound = _sound(grads[1], masks)
+        flags = jnp.concatenate([jnp.stack([covered, *fine]), sound])
+        masks = project({axis: with_learned(state.masks[axis], masks[axis]) for axis in masks})
+        if on_nonfinite == "ignore":
+            masks = {
+                axis: _where(fine, masks[axis], state.masks[axis])
+                for axis, fine in zip(sorted(masks), sound)
+            }
+        # A step that cropped an active position is not accepted: nothing changes.
+        accepted = covered if on_nonfinite == "ignore" else jnp.all(flags)
+        new = _where(accepted, State(model, masks, opt_state, state.step + 1), state)
+        return new, StepInfo(value, complexity, metrics, flags, counts)
+
+    return step
+
+
+def checked(state: State) -> tuple[str, ...]:
+    """What the flags of [`dnarch_eqx.StepInfo`][] after the first are about, in their order:
+    the loss, the complexity, gradient and update of every weight, and of every mask.
+    """
+    arrays = eqx.filter(state.model, eqx.is_inexact_array)
+    weights = [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(arrays)]
+    return (
+        "the loss",
+        "the complexity",
+        *(f"the gradient or update of `model{path}`" for path in weights),
+        *(
+            f"the gradient or update of the mask of axis {axis!r}"
+            for axis in sorted(state.masks)
+        ),
+    )
+
+
+def not_finite(names: tuple[str, ...], flags: Bool[np.ndarray, " flags"], step: int) -> str:
+    """Says what of a step is not finite."""
+    found = [name for name, fine in zip(names, flags[1:]) if not fine]
+    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"At step {step} this is not finite: {', '.join(found[:3])}{more}."
+
+
+def _on_host(x: Any) -> Any:
+    return x if isinstance(x, Tracer) else np.asarray(x)
+
+
+def _finite(grads: PyTree, new: PyTree) -> list[Bool[Array, ""]]:
+    """Leaf by leaf, whether gradient and new value are finite."""
+    pairs = zip(jtu.tree_leaves(grads), jtu.tree_leaves(new))
+    return [jnp.all(jnp.isfinite(a) & jnp.isfinite(b)) for a, b in pairs]
+
+
+def _sound(grads: Masks, new: Masks) -> Bool[Array, " axes"]:
+    """Axis by axis, whether the mask's gradients and new values are finite: by their sums, as
+    hundreds of small operations would take long to compile.
+    """
+    sums = [
+        sum(jnp.sum(x).astype(jnp.float32) for x in jtu.tree_leaves((grads[axis], new[axis])))
+        for axis in sorted(new)
+    ]
+    return jnp.isfinite(jnp.stack(sums)) if sums else jnp.zeros(0, bool)
+
+
+def _where(which: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
+    return jtu.tree_map(
+        lambda a, b: lax.select(which, a, jnp.asarray(b)) if eqx.is_array(a) else a, new, old
+    )
+
+
+def _counted(
+    masks: Masks, plan: Mapping[str, int]
+) -> tuple[Float[Array, "2 axes"], Bool[Array, ""]]:
+    """The active counts, before rounding too, and whether the plan holds them."""
+    axes = sorted(masks)
+    if not axes:
+        return jnp.zeros((2, 0), jnp.float32), jnp.array(True)
+    active = jnp.stack([masks[axis].active() for axis in axes]).astype(jnp.int32)
+    position = jnp.stack([masks[axis].position() for axis in axes]).astype(jnp.float32)
+    buckets = [plan.get(axis, masks[axis].capacity) for axis in axes]
+    covered = jnp.all(active <= np.array(buckets, np.int32))
+    # Counts are exact in float32.
+    return jnp.stack([active.astype(jnp.float32), position]), covered
+
+
+#
+# What users get wrong, said before anything is computed.
+#
+
+
+def _check_arguments(loss: Any, optim: Any, on_nonfinite: str) -> None:
+    if not all(callable(getattr(optim, name, None)) for name in ("init", "update")):
+        raise ValueError(
+            f"`optim` must be an Optax transformation, as `dn.adamw(...)` gives, not {optim!r}."
+        )
+    if on_nonfinite not in ("raise", "skip", "ignore"):
+        raise ValueError(
+            f"`on_nonfinite` must be 'raise', 'skip' or 'ignore', got {on_nonfinite!r}."
+        )
+    try:
+        inspect.signature(loss).bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"`loss` must take three arguments, (net, batch, key): {error}."
+        ) from None
+    except ValueError:
+        pass  # a signature that cannot be looked at
+
+
+def _check_state(state: Any, optim: optax.GradientTransformation) -> None:
+    """While the step is traced."""
+    for axis, mask in state.masks.items():
+        for x in jtu.tree_leaves(eqx.filter(mask, eqx.is_inexact_array)):
+            if jnp.finfo(x.dtype).bits < 32:
+                raise ValueError(
+                    f"The mask of axis {axis!r} is in {x.dtype}, too coarse for it to move: "
+                    "keep masks in float32, as `Learner.init` gives them."
+                )
+    arrays = eqx.filter((state.model, state.masks), eqx.is_inexact_array)
+    wanted = jtu.tree_structure(jax.eval_shape(optim.init, arrays))
+    if wanted != (given := jtu.tree_structure(state.opt_state)):
+        raise ValueError(
+            "`state.opt_state` is not that of this learner's optimizer and model; "
+            f"`Learner.init` makes it. Wanted\n{wanted}\nand got\n{given}."
+        )
+
+
+def _evaluated(result: Any, has_aux: bool) -> tuple[Float[Array, ""], PyTree]:
+    """The value of a loss and its metrics."""
+    metrics = None
+    if has_aux:
+        if not (isinstance(result, tuple) and len(result) == 2):
+            raise ValueError(
+                f"With `has_aux=True` a loss returns (value, metrics); got {_kind(result)}."
+            )
+        result, metrics = result
+    elif isinstance(result, tuple):
+        raise ValueError("`loss` returns a tuple: give `has_aux=True`.")
+    value = result
+    if not (
+        eqx.is_array(value) and value.shape == () and jnp.issubdtype(value.dtype, jnp.floating)
+    ):
+        raise ValueError(f"`loss` must return a real number, as an array; got {_kind(value)}.")
+    return value, metrics
+
+
+def _kind(x: Any) -> str:
+    return f"{x.dtype} of shape {x.shape}" if eqx.is_array(x) else repr(x)

@@ -1,0 +1,336 @@
+import collections
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+import optax
+from jax.core import Tracer
+from jaxtyping import PRNGKeyArray, PyTree
+
+from .._axes import AxisMap
+from .._budget import Budget
+from .._custom_types import Loss
+from .._masks import Masks
+from .._materialize import materialize
+from .._misc import at_least
+from .._plan import check_covers, Plan
+from .._train import checked, init, make_step, not_finite, OnNonfinite, State, StepInfo
+from ._processes import check_global
+from ._program import Program
+from ._signature import Key, Signature
+from ._store import Compilation, Store
+
+
+# Steps of a learner without a planner that may be under way and not looked at.
+_AHEAD = 16
+
+
+class NotFiniteError(FloatingPointError):
+    """A step of which something is not finite. The state is as it was before that step."""
+
+
+class Learner:
+    """The training step and its compiled programs, one a plan.
+
+    What training changes is the [`dnarch_eqx.State`][] that goes in and comes out, not the
+    learner.
+    """
+
+    budget: Budget | None
+
+    def __init__(
+        self,
+        loss: Loss,
+        optim: optax.GradientTransformation,
+        axes: AxisMap,
+        budget: Budget | None = None,
+        *,
+        has_aux: bool = False,
+        on_nonfinite: OnNonfinite = "raise",
+        strict: bool = True,
+        keep: int = 8,
+        donate: bool = False,
+    ):
+        """**Arguments:**
+
+        - `loss`, `optim`, `axes`, `has_aux`, `on_nonfinite`: as for
+            [`dnarch_eqx.make_step`][].
+        - `budget`: added to the loss. It can be assigned anew, say to be scheduled: target and
+            weight are no reason to compile.
+        - `strict`: whether to look at the masks before every step and raise `ValueError`
+            if the plan does not cover them, which waits for the step before. If not, such a
+            step leaves the state as it was and says so in `info.covered`.
+        - `keep`: how many compiled steps are kept. Beyond, the one not used for the longest
+            time is dropped, and its memory with it.
+        - `donate`: whether a step may reuse the memory of the state that it is given, which
+            is then gone. An interrupt (Ctrl-C) in the middle of a step may then lose it.
+
+        Raises `ValueError` for arguments out of range.
+        """
+        at_least("keep", keep, 1)
+        if not isinstance(axes, Mapping):
+            raise ValueError(f"`axes` must be a dictionary from `dn.declare`, not {axes!r}.")
+        if not (budget is None or isinstance(budget, Budget)):
+            raise ValueError(f"`budget` must be a `dn.Budget`, not {budget!r}.")
+        self.axes = axes
+        self.budget = budget
+        self.strict = strict
+        self.keep = keep
+        self.on_nonfinite: OnNonfinite = on_nonfinite
+        self.store = Store(keep, "step")
+        self._networks = Store(keep)
+        self._optim = optim
+        self._step = make_step(loss, optim, axes, has_aux=has_aux, on_nonfinite=on_nonfinite)
+        self._donate = donate
+        self._calls = 0
+        # The signature of the last state given out, which need not be looked at again.
+        self._last: tuple[weakref.ref[State], Signature] | None = None
+        self._key: Any = None
+        self._unseen: collections.deque[tuple[int, StepInfo]] = collections.deque()
+
+    @property
+    def compilations(self) -> list[Compilation]:
+        """Every compilation of the step, in their order."""
+        return self.store.compilations
+
+    def init(self, model: PyTree, masks: Masks) -> State:
+        """The state to start from.
+
+        Raises `ValueError` if model, axes and masks do not fit together, a mask enters nowhere,
+        weights are not finite or in float16, or the budget's target is out of reach.
+        """
+        state = init(model, masks, self.axes, self._optim)
+        if self.budget is not None and self.budget.weight > 0:
+            lowest, highest = map(float, self.budget.reachable(state.masks))
+            if not lowest <= 1.001 <= 1.002 * highest:
+                raise ValueError(
+                    "The budget's `target` is out of reach: with these masks the complexity "
+                    f"goes from {lowest:.4g} to {highest:.4g} times as much."
+                )
+        # Or the model and the masks that the user has would be gone with the first step.
+        copied = lambda x: jnp.copy(x) if self._donate and eqx.is_array(x) else x
+        return jtu.tree_map(copied, state)
+
+    def step(
+        self,
+        state: State,
+        batch: PyTree,
+        plan: Plan | Mapping[str, int],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[State, StepInfo]:
+        """One update of weights and masks. Compiles if the plan is new.
+
+        **Arguments:**
+
+        - `state`: from [`dnarch_eqx.Learner.init`][] or the step before.
+        - `batch`: what the loss takes.
+        - `plan`: static. It has to cover the masks of `state`.
+        - `key`: for the loss.
+
+        **Returns:**
+
+        The new state and a [`dnarch_eqx.StepInfo`][].
+
+        Raises `NotFiniteError` at the next call after a step that was not finite, if
+        `on_nonfinite` is `"raise"`; that step left the state as it was, and the call can be
+        made again.
+        """
+        plan = as_plan(plan)
+        signature = self.signature(state)
+        if self.strict:
+            check_covers(plan, state.masks)
+        self._look_at_steps(state)
+        rest = arguments(batch, key, self.budget)
+        program = self.compiled(state, rest, plan, self.key(signature, rest))
+        new, info, _ = self.run(program, state, signature, rest)
+        self._unseen.append((self._calls - 1, info))
+        return new, info
+
+    def compile(
+        self,
+        state: State,
+        batch: PyTree,
+        plan: Plan | Mapping[str, int],
+        *,
+        key: PRNGKeyArray | jax.ShapeDtypeStruct | None = None,
+    ) -> None:
+        """Compiles the step of a plan ahead of time, or does nothing if it is there.
+
+        **Arguments:**
+
+        - `state`, `batch`, `plan`, `key`: as for [`dnarch_eqx.Learner.step`][]; instead of
+            arrays also [`jax.ShapeDtypeStruct`][]s.
+        """
+        plan, signature = as_plan(plan), self.signature(state)
+        rest = arguments(batch, key, self.budget)
+        self.compiled(state, rest, plan, self.key(signature, rest))
+
+    def lower(
+        self,
+        state: State,
+        batch: PyTree,
+        plan: Plan | Mapping[str, int],
+        *,
+        key: PRNGKeyArray | None = None,
+    ) -> jax.stages.Lowered:
+        """The step under a plan, traced but not run: for its memory, operations and text.
+        Takes what [`dnarch_eqx.Learner.step`][] takes.
+        """
+        rest = arguments(batch, key, self.budget)
+        return self.trace(state, rest, as_plan(plan)).lowered
+
+    def network(self, state: State, plan: Plan | Mapping[str, int]) -> PyTree:
+        """The network that trains under this plan, in inference mode: an ordinary module,
+        to be evaluated as any other.
+
+        Raises `ValueError` if the plan does not cover the masks of `state`, as those of an
+        average of states may not be covered.
+        """
+        plan, key = as_plan(plan), Key(self.signature(state))
+        check_covers(plan, state.masks)
+        program = self._networks.get(plan, key)
+        if program is None:
+            build = lambda model, masks: materialize(
+                model, self.axes, masks, plan, check_coverage=False
+            )
+            args = (state.model, state.masks)
+            program = Program(build, args, name=f"the network of {plan}").compile()
+            self._networks.put(plan, key, program, self._calls)
+        return eqx.nn.inference_mode(program(state.model, state.masks))
+
+    #
+    # What a planner needs beside.
+    #
+
+    def signature(self, state: State) -> Signature:
+        """What the program of a step depends on of a state.
+
+        Raises `ValueError` for a state that is none, whose arrays were given up, or that is not
+        the same on all processes.
+        """
+        if self._last is not None and self._last[0]() is state:
+            return self._last[1]
+        if not isinstance(state, State):
+            raise ValueError(
+                f"`state` must be a `dn.State`, from `Learner.init`, not {state!r}."
+            )
+        for x in jtu.tree_leaves(state):
+            if isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted():
+                raise ValueError(
+                    "The arrays of `state` were given up to an earlier step, as `donate=True` "
+                    "says: go on with the state that that step returned."
+                )
+        signature = Signature("state", state)
+        check_global("state", state)
+        return signature
+
+    def key(self, signature: Signature, rest: tuple[Any, ...]) -> Key:
+        """What the program of a step depends on but the plan.
+
+        - `signature`: of the state.
+        - `rest`: from `arguments`.
+        """
+        key = Key(signature, Signature("batch", rest[0]), Signature("key", rest[1:]))
+        # Equal ones as the same object, quicker to look up: they have hundreds of entries.
+        if key != self._key:
+            self._key = key
+        return self._key
+
+    def trace(self, state: State, rest: tuple[Any, ...], plan: Plan) -> Program:
+        """The step under a plan, still to be compiled."""
+        shardings = [getattr(x, "sharding", None) for x in jtu.tree_leaves(state)]
+
+        def step(state, batch, key, budget):
+            new, info = self._step(state, batch, key, budget, plan)
+            leaves, treedef = jtu.tree_flatten(new)
+            # What is spread over devices stays where it was.
+            leaves = [_placed(x, sharding) for x, sharding in zip(leaves, shardings)]
+            return treedef.unflatten(leaves), info
+
+        return Program(step, (state, *rest), name=f"the step of {plan}", donate=self._donate)
+
+    def compiled(self, state: State, rest: tuple[Any, ...], plan: Plan, key: Key) -> Program:
+        """The program of a step; compiles if it must."""
+        program = self.store.get(plan, key)
+        if program is None:
+            program = self.trace(state, rest, plan).compile()
+            self.store.put(plan, key, program, self._calls)
+        return program
+
+    def note(self, plan: Plan, key: Key, program: Program, overlapped: float) -> None:
+        """Takes a compiled program into the store.
+
+        - `overlapped`: for how many seconds of its compilation training went on.
+        """
+        self.store.put(plan, key, program, self._calls, overlapped)
+
+    def run(
+        self, program: Program, state: State, signature: Signature, rest: tuple[Any, ...]
+    ) -> tuple[State, StepInfo, Signature]:
+        """A step, without a look at masks. Gives the signature of the new state, too."""
+        new, info = program(state, *rest)
+        if program.after is None:
+            program.after = Signature("state", new)
+        self._calls += 1
+        after = signature if program.after == signature else program.after
+        self._last = weakref.ref(new), after
+        return new, info, after
+
+    def _look_at_steps(self, state: State) -> None:
+        """Notices steps, once they are done, that were not finite."""
+        while self._unseen:
+            call, info = self._unseen[0]
+            if not (self.strict or len(self._unseen) > _AHEAD or is_ready(info.flags)):
+                return
+            self._unseen.popleft()
+            flags = np.asarray(info.flags)
+            if self.on_nonfinite == "raise" and flags[0] and not flags[1:].all():
+                raise NotFiniteError(said(state, flags, call))
+
+
+def said(state: State, flags: np.ndarray, step: int) -> str:
+    """What of a step is not finite, and what to do."""
+    return (
+        f"{not_finite(checked(state), flags, step)} The state is as it was before that step; "
+        "training can go on. `Learner(..., on_nonfinite='skip')` leaves such steps out."
+    )
+
+
+def is_ready(x: Any) -> bool:
+    """Whether an array is computed: does not wait for it."""
+    return x.is_ready()
+
+
+def as_plan(plan: Plan | Mapping[str, int]) -> Plan:
+    """A plan, from any mapping. Raises `ValueError` for what is none."""
+    if isinstance(plan, Plan):
+        return plan
+    if not isinstance(plan, Mapping):
+        raise ValueError(f"`plan` must be a `dn.Plan` or a dictionary, not {plan!r}.")
+    return Plan(plan)
+
+
+def arguments(batch: PyTree, key: Any, budget: Budget | None) -> tuple[Any, Any, Any]:
+    """What a step takes beside the state. Floats in the batch become arrays, as under
+    `jax.jit`: else every new one would be a compilation.
+    """
+    if not (key is None or hasattr(key, "dtype")):
+        raise ValueError(f"`key` must be a key, as `jax.random.key(0)` gives, not {key!r}.")
+    if any(type(x) in (float, complex) for x in jtu.tree_leaves(batch)):
+        batch = jtu.tree_map(
+            lambda x: jnp.asarray(x) if type(x) in (float, complex) else x, batch
+        )
+    return batch, key, budget
+
+
+def _placed(x: Any, sharding: Any) -> Any:
+    if sharding is None or len(sharding.device_set) == 1:
+        return x
+    return lax.with_sharding_constraint(x, sharding)
