@@ -22,8 +22,9 @@ _TURN = 0.15
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run of a planner: `batch` examples a step, or as many as make 500 steps take about
-    `seconds`, by what the step of the 1-D case took.
+    """A run of a planner: `batch` examples a step, or as many as make all steps take about
+    `seconds`, by what the step of the 1-D case took. Masks learn at `mask_rate` times the rate
+    of the weights.
     """
 
     base: nn.Base
@@ -31,6 +32,7 @@ class Run:
     steps: int
     seconds: float
     batch: int | None = None
+    mask_rate: float = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +54,11 @@ def setting(platform: str, *, small: bool) -> Setting:
     """That for a kind of device."""
     if small:
         one, two = Case(1, 8, (32,), 4), Case(1, 8, (8, 8), 4)
-        run = Run(nn.Base(1, 8), 32, 60, 5.0, batch=4)
+        run = Run(nn.Base(1, 8), 64, 120, 5.0, batch=8, mask_rate=2.0)
         return Setting(one, two, (), 128, 2**20, run, 0.2)
     one, two = Case(4, 140, (1024,), 16), Case(4, 140, (32, 32), 16)
     if platform == "cpu":
-        run = Run(nn.Base(2, 48), 64, 500, 60.0, batch=256)
+        run = Run(nn.Base(2, 48), 64, 500, 60.0, batch=256, mask_rate=0.2)
         return Setting(one, two, (), 2048, 2**28, run, 12.0)
     return Setting(one, two, (64, 256), 8192, 2**30, Run(nn.Base(4, 140), 1024, 500, 60.0), 4.0)
 

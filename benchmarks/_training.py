@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -46,7 +47,11 @@ def training(lab: Lab) -> tuple[list[Row], dict[str, Any]]:
     cost = nn.complexity(model)
     budget = dn.Budget(cost, 0.4 * float(cost(nn.base_sizes(model, run.base))), 1.0)
     optim = dn.adamw(
-        0.01, steps=run.steps, warmup=run.steps // 20, weight_decay=0.01, mask_rate=0.2
+        0.01,
+        steps=run.steps,
+        warmup=run.steps // 20,
+        weight_decay=0.01,
+        mask_rate=run.mask_rate,
     )
     learner = dn.Learner(_loss, optim, nn.axes(model), budget, strict=False)
     buckets = dn.buckets(masks, _RULES)
@@ -66,7 +71,7 @@ def training(lab: Lab) -> tuple[list[Row], dict[str, Any]]:
     grid = dn.runtime.Grid(masks, buckets)
     fits = np.stack([grid.fit(active) for active in trace.active])
     crossings = int(np.sum(np.any(fits[1:] != fits[:-1], axis=1)))
-    pace = paces(np.diff(times), 4 * _IN_FLIGHT)
+    pace = paces(_without_waits(np.diff(times), compiled), 4 * _IN_FLIGHT)
     starts = [at for at, _ in outcome.plans]
     steady = sum(
         float(np.median(pace[start:end])) * (end - start)
@@ -108,6 +113,19 @@ def training(lab: Lab) -> tuple[list[Row], dict[str, Any]]:
         "report": planner.report(),
     }
     return rows, details
+
+
+def _without_waits(
+    seconds: Float[np.ndarray, " steps"], compiled: Sequence[dn.runtime.Compilation]
+) -> Float[np.ndarray, " steps"]:
+    """What steps took, but for the compilations that training waited for."""
+    seconds = seconds.copy()
+    for c in compiled:
+        # Steps that were done again are calls, too: it may have been some steps earlier.
+        first = max(c.call - 2 * _IN_FLIGHT, 0)
+        at = first + int(np.argmax(seconds[first : c.call + 1]))
+        seconds[at] = max(seconds[at] - (c.seconds - c.overlapped), 0.0)
+    return seconds
 
 
 def _batch_size(lab: Lab) -> int:

@@ -45,14 +45,8 @@ from ._sizes import (
     sizes as sizes,
     stack as stack,
 )
-from ._train import (
-    checked as checked,
-    make_step as make_step,
-    OnNonfinite as OnNonfinite,
-    State as State,
-    Step as Step,
-    StepInfo as StepInfo,
-)
+from ._state import checked as checked, State as State, StepInfo as StepInfo
+from ._train import make_step as make_step, OnNonfinite as OnNonfinite, Step as Step
 from .ladders import buckets as buckets, Ladder as Ladder, Rule as Rule
 from .runtime import Learner as Learner, Planner as Planner, predict as predict
 

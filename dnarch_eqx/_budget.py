@@ -80,13 +80,12 @@ class Budget(eqx.Module):
 
     def _of(self, sizes: Sizes) -> Float[Array, ""]:
         try:
-            cost: Any = jnp.asarray(self.cost(sizes))
+            cost: Any = self.cost(sizes)
         except KeyError as error:
             raise ValueError(
                 f"`cost` asks for the size of {error}; there are those of {sorted(sizes)}."
             ) from error
-        if cost.shape != () or jnp.iscomplexobj(cost):
-            raise ValueError(
-                f"`cost` must give one real number, got {cost.dtype} of shape {cost.shape}."
-            )
+        if not eqx.is_array_like(cost) or jnp.shape(cost) != () or jnp.iscomplexobj(cost):
+            shown = f"{cost.dtype} of shape {cost.shape}" if eqx.is_array(cost) else repr(cost)
+            raise ValueError(f"`cost` must give one real number, got {shown}.")
         return as_float(cost)

@@ -146,6 +146,7 @@ def resolve(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
     array lies on, or that is multiplied in nowhere; a capacity on which arrays and masks
     disagree; a mask on integers.
     """
+    check_masks(masks)
     resolved = layout(model, axes, masks)
     sizes = _capacities(model, resolved)
     for axis in masks:
@@ -160,7 +161,8 @@ def resolve(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
         entered |= here
         if here & set(masks) and not eqx.is_inexact_array(node):
             if path in axes:
-                raise ValueError(f"{path!r} is gated, but is no array of floats: {node!r}.")
+                shown = getattr(node, "dtype", type(node).__name__)
+                raise ValueError(f"{path!r} is gated, but is no array of floats: {shown}.")
     if idle := sorted(set(masks) - entered):
         raise ValueError(
             f"Axis {idle[0]!r} has a mask, but it enters nowhere: put `gated({idle[0]!r})` "

@@ -89,6 +89,13 @@ def partition(
         ```
     """
 
+    for name, optim in {"weights": weights, "masks": masks}.items():
+        if not all(callable(getattr(optim, part, None)) for part in ("init", "update")):
+            raise ValueError(
+                f"`{name}` must be an Optax transformation, such as `optax.adam(1e-3)`, not "
+                f"{optim!r}."
+            )
+
     def labels(params: Any) -> Any:
         model, all_masks = params
         label = lambda mask: {f: "mask" if f in mask.learn else "fixed" for f in arrays(mask)}

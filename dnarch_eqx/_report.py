@@ -46,30 +46,34 @@ def describe(
         if isinstance(node, Gate):
             lie(node.axis, f"{path}*")
     now, continuous = counts(masks), sizes(masks)
-    rows = [("axis", "capacity", "size", "active", "bucket", "arrays")]
+    rows = [("axis", "capacity", "size", "active", "bucket")]
     for axis, mask in masks.items():
         numbers = (mask.capacity, now[axis], plan.get(axis, mask.capacity))
         capacity, active, bucket = map(str, numbers)
-        row = (_shortened(axis), capacity, f"{float(continuous[axis]):.1f}", active, bucket)
-        rows.append((*row, _listed(lies[axis])))
-    return table(rows)
+        rows.append(
+            (_shortened(axis, 40), capacity, f"{float(continuous[axis]):.1f}", active, bucket)
+        )
+    room = 120 - sum(2 + max(map(len, column)) for column in zip(*rows))
+    last = ["arrays", *(_listed(lies[axis], room) for axis in masks)]
+    return table([(*row, arrays) for row, arrays in zip(rows, last)])
 
 
-def _shortened(name: str, most: int = 40) -> str:
+def _shortened(name: str, most: int) -> str:
     shown = name if name.isprintable() else repr(name)
-    return shown if len(shown) <= most else f"{shown[: most // 2]}…{shown[1 - most // 2 :]}"
+    half = (most - 1) // 2
+    return shown if len(shown) <= most else f"{shown[:half]}…{shown[-half:]}"
 
 
-def _listed(found: Mapping[str, int], most: int = 44) -> str:
+def _listed(found: Mapping[str, int], room: int) -> str:
     """As many as there is room for, and how many more there are."""
     shown = [path if n == 1 else f"{path} x{n}" for path, n in found.items()]
-    kept = len(shown)
-    while kept > 1 and len(", ".join(shown[:kept])) > most:
-        kept -= 1
-    more = sum(list(found.values())[kept:])
-    return ", ".join(_shortened(path, most) for path in shown[:kept]) + (
-        f", and {more} more" if more else ""
-    )
+    more = ""
+    for kept in range(len(shown), 0, -1):
+        left = sum(list(found.values())[kept:])
+        more = f", and {left} more" if left else ""
+        if len(", ".join(shown[:kept])) + len(more) <= room:
+            return ", ".join(shown[:kept]) + more
+    return _shortened(shown[0], room - len(more)) + more if shown else ""
 
 
 def report(

@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ._axes import AxisMap
 from ._budget import Budget
 from ._custom_types import Loss
-from ._layout import check
-from ._masks import AbstractMask, as_single, check_masks, Masks, with_learned
+from ._masks import Masks, with_learned
 from ._materialize import materialize
 from ._sizes import project
+from ._state import State, StepInfo
 
 
 # What becomes of a step whose loss, gradient or update is not finite: it is an error, it is
@@ -26,95 +25,11 @@ from ._sizes import project
 OnNonfinite: TypeAlias = Literal["raise", "skip", "ignore"]
 
 
-class State(eqx.Module):
-    """All that training changes. Everything keeps its full shape whatever the plan."""
-
-    model: PyTree
-    masks: dict[str, AbstractMask]
-    opt_state: PyTree
-    step: Int[Array, ""]
-
-
-class StepInfo(eqx.Module):
-    """What a step reports, beside the new state.
-
-    - `loss`: the task's loss, without the budget.
-    - `complexity`: that over its target, before the update; 1 without a budget.
-    - `metrics`: what the loss returned beside its value, if it did.
-    - `flags`: whether the plan covered the masks, and whether each of
-        [`dnarch_eqx.checked`][] is finite.
-    - `counts`: the active counts before the update, in the order of the axes' names, and the
-        same before rounding.
-
-    Flags and counts are one array each, as a planner fetches them at every step. The
-    properties below give their parts, on the host where they are not traced.
-    """
-
-    loss: Float[Array, ""]
-    complexity: Float[Array, ""]
-    metrics: PyTree
-    flags: Bool[Array, " flags"]
-    counts: Float[Array, "2 axes"]
-
-    @property
-    def covered(self) -> Any:
-        """Whether the plan covered the masks. Where not, the state did not change."""
-        return _on_host(self.flags)[..., 0]
-
-    @property
-    def finite(self) -> Any:
-        """Whether everything is. Where not, the state did not change, unless that was to be
-        ignored.
-        """
-        return _on_host(self.flags)[..., 1:].all(-1)
-
-    @property
-    def active(self) -> Any:
-        """The active counts, of shape `(axes,)`."""
-        return _on_host(self.counts)[..., 0, :].astype(np.int32)
-
-    @property
-    def position(self) -> Any:
-        """The active counts before rounding, of shape `(axes,)`."""
-        return _on_host(self.counts)[..., 1, :]
-
-
 # From (state, batch, key, budget) under a plan to (state, info).
 Step: TypeAlias = Callable[
     [State, PyTree, PRNGKeyArray | None, Budget | None, Mapping[str, int]],
     tuple[State, StepInfo],
 ]
-
-
-def init(
-    model: PyTree, masks: Masks, axes: AxisMap, optim: optax.GradientTransformation
-) -> State:
-    """The state that training starts from.
-
-    **Arguments:**
-
-    - `model`: at its capacity.
-    - `masks`: the learned axes; kept in single precision at least.
-    - `axes`: what lies on which axis.
-    - `optim`: an Optax transformation of the pair `(model, masks)`.
-
-    Raises `ValueError` if model, axes and masks do not fit together, if weights are not finite
-    or in float16, whose range is too small for gradients and for Adam's epsilon.
-    """
-    check_masks(masks)
-    check(model, axes, masks)
-    for path, x in jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array)):
-        if x.dtype == jnp.float16:
-            raise ValueError(
-                f"`model{jtu.keystr(path)}` is in float16, too coarse for gradients and for "
-                "Adam's epsilon: use bfloat16 or float32."
-            )
-        known = not isinstance(x, Tracer) and getattr(x, "is_fully_addressable", True)
-        if known and not np.all(np.isfinite(np.asarray(x).astype(np.complex64))):
-            raise ValueError(f"`model{jtu.keystr(path)}` is not finite.")
-    masks = as_single(masks)
-    opt_state = optim.init(eqx.filter((model, masks), eqx.is_inexact_array))
-    return State(model, dict(masks), opt_state, jnp.zeros((), jnp.int32))
 
 
 def make_step(
@@ -188,39 +103,14 @@ def make_step(
                 for axis, fine in zip(sorted(masks), sound)
             }
         # A step that cropped an active position is not accepted: nothing changes.
-        accepted = covered if on_nonfinite == "ignore" else jnp.all(flags)
+        finite = jnp.all(flags[1:])
+        accepted = covered if on_nonfinite == "ignore" else covered & finite
         new = _where(accepted, State(model, masks, opt_state, state.step + 1), state)
-        return new, StepInfo(value, complexity, metrics, flags, counts)
+        first = jnp.stack([covered, finite]).astype(jnp.float32)[:, None]
+        signals = jnp.concatenate([first, counts], axis=1)
+        return new, StepInfo(value, complexity, metrics, flags, signals)
 
     return step
-
-
-def checked(state: State) -> tuple[str, ...]:
-    """What the flags of [`dnarch_eqx.StepInfo`][] after the first are about, in their order:
-    the loss, the complexity, gradient and update of every weight, and of every mask.
-    """
-    arrays = eqx.filter(state.model, eqx.is_inexact_array)
-    weights = [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(arrays)]
-    return (
-        "the loss",
-        "the complexity",
-        *(f"the gradient or update of `model{path}`" for path in weights),
-        *(
-            f"the gradient or update of the mask of axis {axis!r}"
-            for axis in sorted(state.masks)
-        ),
-    )
-
-
-def not_finite(names: tuple[str, ...], flags: Bool[np.ndarray, " flags"], step: int) -> str:
-    """Says what of a step is not finite."""
-    found = [name for name, fine in zip(names, flags[1:]) if not fine]
-    more = f", and {len(found) - 3} more" if len(found) > 3 else ""
-    return f"At step {step} this is not finite: {', '.join(found[:3])}{more}."
-
-
-def _on_host(x: Any) -> Any:
-    return x if isinstance(x, Tracer) else np.asarray(x)
 
 
 def _finite(grads: PyTree, new: PyTree) -> list[Bool[Array, ""]]:

@@ -149,7 +149,7 @@ class Trajectory:
         """
         assert self.trace is not None
         fields = dataclasses.asdict(self.trace) | {"axes": np.array(self.trace.axes, str)}
-        arrays = {f"trace/{name}": value for name, value in fields.items()}
+        arrays: dict[str, Any] = {f"trace/{name}": value for name, value in fields.items()}
         arrays |= {f"masks/{name}": values for name, values in _parameters(self.masks)}
         with atomic(path) as file:
             np.savez_compressed(file, steps=self.steps, **arrays)

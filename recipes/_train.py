@@ -312,7 +312,11 @@ def _segment(
             infos, start = [], time.perf_counter()
         for compilation in planner.learner.compilations[known:]:
             _folder.append(folder / "compilations.jsonl", _described(step, compilation))
-    return Checkpoint(end, state, planner.state, trajectory)
+    planned = planner.state
+    if settings.policy == "reproducible":
+        # No plan goes by what compilations took, which differs from run to run.
+        planned = planned.replace(measured=dn.runtime.Measured())
+    return Checkpoint(end, state, planned, trajectory)
 
 
 def _means(infos: list[dn.runtime.AcceptedInfo]) -> dict[str, float]:

@@ -1,7 +1,9 @@
 import random
+from typing import Any
 
 import jax
 import jax.random as jr
+import jaxtyping
 import pytest
 
 
@@ -22,3 +24,27 @@ def x64():
     """Double precision for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def standard():
+    """JAX's standard promotion, which Optax relies on."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def unchecked():
+    """As users have it: types are not checked at run time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Compiled steps in a third of the time: they run slower, which is not looked at."""
+    from helpers import FAST  # not before `dnarch_eqx` is imported with its types checked
+
+    compile, options = jax.stages.Lowered.compile, dict[str, Any](FAST)
+    monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: compile(self, options))

@@ -1,5 +1,6 @@
 import functools as ft
 import itertools as it
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -198,6 +199,88 @@ def mlp_axes(mlp, names):
         nodes += [lambda m, i=i: layers(m)[i].weight, lambda m, i=i: layers(m)[i].bias]
         axes += [Axes(above, None if below is None else gated(below)), Axes(above)]
     return dn.declare(mlp, lambda m: [node(m) for node in nodes], axes)
+
+
+class Layered(eqx.Module):
+    """Two hidden layers of learned widths "h0" and "h1"; arrays alone, but for dropout."""
+
+    layers: list[eqx.nn.Linear]
+    dropout: eqx.nn.Dropout | None
+
+    def __init__(self, key, p=0.0):
+        pairs = zip(it.pairwise([2, 24, 24, 1]), jr.split(key, 3))
+        self.layers = [eqx.nn.Linear(*pair, key=k) for pair, k in pairs]
+        self.dropout = eqx.nn.Dropout(p) if p > 0 else None
+
+    def __call__(self, x, *, key=None):
+        for layer in self.layers[:-1]:
+            x = jnp.tanh(layer(x))
+        return self.layers[-1](x if self.dropout is None else self.dropout(x, key=key))
+
+
+def layered_axes(net: Layered):
+    return mlp_axes(net, ("h0", "h1"))
+
+
+def layered_masks(size: float = 14.0) -> dict[str, Any]:
+    return {
+        "h0": dn.Sigmoid(24, size=size, temperature=10.0),
+        "h1": dn.Sigmoid(24, size=size - 3, temperature=16.0),
+    }
+
+
+def layered_parameters(a: Any, b: Any) -> Any:
+    """How many a `Layered` of these widths has, counted by hand."""
+    return 2 * a + a + a * b + b + b + 1
+
+
+def layered_by_hand(net: Layered, masks: dn.Masks, x: jax.Array) -> jax.Array:
+    """At full capacity."""
+    first, second, last = net.layers
+    assert first.bias is not None and second.bias is not None and last.bias is not None
+    h = jnp.tanh(first.weight @ x + first.bias)
+    h = jnp.tanh(second.weight @ (values(masks["h0"]) * h) + second.bias)
+    return last.weight @ (values(masks["h1"]) * h) + last.bias
+
+
+def descended(net: Layered, masks: dn.Masks, batch, rate, target=1.0, weight=0.0):
+    """One step of gradient descent by hand: on the mean square error, and on what the number of
+    parameters is over `target`.
+    """
+
+    def size(mask: Any) -> jax.Array:
+        tail = jnp.log(9.0) / lax.stop_gradient(mask.temperature)
+        return (mask.offset + tail + 1) * mask.capacity / 2
+
+    def total(params):
+        net, masks = params
+        x, y = batch
+        error = jnp.mean((jax.vmap(lambda x: layered_by_hand(net, masks, x))(x) - y) ** 2)
+        complexity = layered_parameters(size(masks["h0"]), size(masks["h1"])) / target
+        return error + weight * (complexity - 1) ** 2
+
+    grads = jax.jit(jax.grad(total), compiler_options=FAST)((net, masks))
+    return jtu.tree_map(lambda x, g: x - rate * g, (net, masks), grads)
+
+
+def halving(net: Layered, size: float) -> dn.Budget:
+    """Holds the number of parameters to that of a network of this size."""
+    cost = dn.parameter_cost(net, layered_axes(net))
+    return dn.Budget(cost, {"h0": size, "h1": size}, weight=1.0)
+
+
+def squares(net, batch, key):
+    """The mean square error, with dropout if there is a key."""
+    x, y = batch
+    keys = None if key is None else jr.split(key, len(x))
+    over = (0, None if keys is None else 0)
+    out = jax.vmap(lambda x, key: net(x, key=key), in_axes=over)(x, keys)
+    return jnp.mean((out - y) ** 2)
+
+
+def examples(key: jax.Array, n: int = 16) -> tuple[jax.Array, jax.Array]:
+    x = noise(key, n, 2)
+    return x, jnp.sin(2 * x[:, :1]) * x[:, 1:]
 
 
 class ConvNet(eqx.Module):
@@ -476,3 +559,57 @@ def paid(trace: rt.Trace, oracle: rt.Oracle, timing: rt.Timing) -> float:
     return sum(
         timing.compile + n * timing.step(plan) for (_, plan), n in zip(oracle.switches, lengths)
     )
+
+
+#
+# References for convolutions and resizing.
+#
+
+# Both references are matrices, one an axis, written down from the definitions in float64:
+# no transform, and no library, has a part in them.
+
+
+def convolution(k, n, values=None):
+    """The matrices, of shape (taps, outputs, inputs), of the linear convolution with a
+    kernel of `k` taps; with `values`, then low-passed to as many samples.
+
+    A filter of M of N frequencies works on a period of 1.5 N (M and N even) or 2 N: its
+    factors are given at multiples of 1 / 2N, are linear in between, and vanish from M on.
+    """
+    centre = k // 2
+    if values is None:
+        taps, out, in_ = np.ogrid[:k, :n, :n]
+        return np.asarray(out == in_ + taps - centre, float)
+    m = len(values)
+    p = 3 * n // 2 if m % 2 == n % 2 == 0 else 2 * n
+    taps, out, in_ = np.ogrid[:k, :p, :n]
+    full = np.asarray(out == (in_ + taps - centre) % p, float)
+    below = np.arange(p)[np.arange(p) / p < m / (2 * n)]  # half the new sampling rate
+    # The factors as a matrix on `values`: hat functions.
+    hats = np.clip(1 - np.abs(below[:, None] * 2 * n / p - np.arange(m)), 0, 1)
+    turns = below * (np.arange(m)[:, None, None] * n / m - np.arange(p)[:, None]) / p
+    waves = np.cos(2 * np.pi * turns) * np.where(below == 0, 1, 2) / p
+    low_pass = np.einsum("ipq,qv->ipv", waves, hats)
+    return jnp.einsum("ipv,v,kpn->kin", low_pass, values, full)
+
+
+def interpolation(m, n):
+    """The matrix of the trigonometric polynomial through `m` samples, read at `n` points."""
+    if m == n:
+        return np.eye(n)
+    q = np.arange(1, (m + 1) // 2)
+    turns = np.arange(n)[:, None, None] / n - np.arange(m)[:, None] / m
+    return (1 + 2 * np.cos(2 * np.pi * turns * q).sum(-1)) / m
+
+
+def joint(matrices, letters):
+    """Matrices of several axes as one, of all positions."""
+    out = matrices[0]
+    for other in matrices[1:]:
+        out = jnp.einsum(f"{letters},{letters.upper()}->{_mixed(letters)}", out, other)
+        out = out.reshape([math.prod(out.shape[i : i + 2]) for i in range(0, out.ndim, 2)])
+    return out
+
+
+def _mixed(letters):
+    return "".join(a + a.upper() for a in letters)

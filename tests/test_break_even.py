@@ -111,13 +111,14 @@ def instances(kind: str, number: int) -> Iterator[Instance]:
         yield Instance(trace, ladders, timing, bool(rng.random() < 0.5))
 
 
+@pytest.mark.usefixtures("unchecked")  # several times faster
 @pytest.mark.parametrize("kind", ADVERSARIES)
 def test_break_even_pays_at_most_twice_the_optimum(kind):
-    ratios = [instance.ratio() for instance in instances(kind, 100)]
+    ratios = [instance.ratio() for instance in instances(kind, 150)]
     assert min(ratios) >= 1 - 1e-9
     assert max(ratios) <= 2 + 1e-9
     # Not every policy does as well on them.
-    assert any(instance.ratio(rt.Hysteresis()) > 2 for instance in instances(kind, 100))
+    assert any(instance.ratio(rt.Hysteresis()) > 2 for instance in instances(kind, 150))
 
 
 def one_drop(compile: int, waste: int, after: int = 0) -> Instance:
@@ -164,9 +165,7 @@ def test_break_even_compiles_nothing_that_would_not_pay_before_the_end():
     grid, timing = ladder_grid({"a": (8, 16)}), rt.Timing(total, 40.0)
     rows = [(16,), *[(8,)] * 11]
     plans = lambda steps, compiled=(): each_once(
-        decisions(
-            rt.BreakEven(steps=steps), rows, grid=grid, timing=timing, compiled=compiled
-        )
+        decisions(rt.BreakEven(steps=steps), rows, grid=grid, timing=timing, compiled=compiled)
     )
     assert plans(12) == plans(None) == [(16,), (8,)]
     assert plans(11) == [(16,)]
@@ -396,6 +395,8 @@ def test_of_several_compiled_plans_the_same_is_taken_in_every_process():
 
 class Ordered(frozenset):
     """A set that is iterated over in the order that it was made in."""
+
+    items: tuple[dn.Plan, ...]
 
     def __new__(cls, items):
         items = tuple(items)

@@ -6,63 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import _FAST, close, noise, outcome
+from helpers import close, convolution, FAST, interpolation, joint, noise, outcome
 
 import dnarch_eqx as dn
 from dnarch_eqx.nn import fourier_convolution, resize, spatial_convolution
 from dnarch_eqx.nn._choices import choose_method, choose_transform
 from dnarch_eqx.nn._fourier import convolution_transforms
 from dnarch_eqx.nn._transforms import pass_band, to_space
-
-
-# Both references are matrices, one an axis, written down from the definitions in float64:
-# no transform, and no library, has a part in them.
-
-
-def convolution(k, n, values=None):
-    """The matrices, of shape (taps, outputs, inputs), of the linear convolution with a
-    kernel of `k` taps; with `values`, then low-passed to as many samples.
-
-    A filter of M of N frequencies works on a period of 1.5 N (M and N even) or 2 N: its
-    factors are given at multiples of 1 / 2N, are linear in between, and vanish from M on.
-    """
-    centre = k // 2
-    if values is None:
-        taps, out, in_ = np.ogrid[:k, :n, :n]
-        return np.asarray(out == in_ + taps - centre, float)
-    m = len(values)
-    p = 3 * n // 2 if m % 2 == n % 2 == 0 else 2 * n
-    taps, out, in_ = np.ogrid[:k, :p, :n]
-    full = np.asarray(out == (in_ + taps - centre) % p, float)
-    below = np.arange(p)[np.arange(p) / p < m / (2 * n)]  # half the new sampling rate
-    # The factors as a matrix on `values`: hat functions.
-    hats = np.clip(1 - np.abs(below[:, None] * 2 * n / p - np.arange(m)), 0, 1)
-    turns = below * (np.arange(m)[:, None, None] * n / m - np.arange(p)[:, None]) / p
-    waves = np.cos(2 * np.pi * turns) * np.where(below == 0, 1, 2) / p
-    low_pass = np.einsum("ipq,qv->ipv", waves, hats)
-    return jnp.einsum("ipv,v,kpn->kin", low_pass, values, full)
-
-
-def interpolation(m, n):
-    """The matrix of the trigonometric polynomial through `m` samples, read at `n` points."""
-    if m == n:
-        return np.eye(n)
-    q = np.arange(1, (m + 1) // 2)
-    turns = np.arange(n)[:, None, None] / n - np.arange(m)[:, None] / m
-    return (1 + 2 * np.cos(2 * np.pi * turns * q).sum(-1)) / m
-
-
-def joint(matrices, letters):
-    """Matrices of several axes as one, of all positions."""
-    out = matrices[0]
-    for other in matrices[1:]:
-        out = jnp.einsum(f"{letters},{letters.upper()}->{_mixed(letters)}", out, other)
-        out = out.reshape([math.prod(out.shape[i : i + 2]) for i in range(0, out.ndim, 2)])
-    return out
-
-
-def _mixed(letters):
-    return "".join(a + a.upper() for a in letters)
 
 
 def by_hand(x, kernel, low_pass):
@@ -81,7 +31,7 @@ METHODS = {"fft": fft, "dft": dft, "spatial": spatial_convolution}
 
 def run(method, *args):
     """Compiled at once and cheaply: faster than operation by operation."""
-    return jax.jit(method, compiler_options=_FAST)(*args)
+    return jax.jit(method, compiler_options=FAST)(*args)
 
 
 def direct(x, kernel):

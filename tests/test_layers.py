@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -283,3 +283,176 @@ def test_refused_layers(layer, getkey):
             function(net, axes, masks)
     # What is not learned may lie on any axis.
     alike(dn.materialize(net, axes, {}, {}), net)
+
+
+#
+# Declarations with a slip are refused, by layer and axis, whatever the plan: nothing may come
+# to light in the middle of a run, and nothing be broadcast.
+#
+
+
+def linear(*sizes):
+    return lambda key: eqx.nn.Linear(*sizes, key=key)
+
+
+SLIPS = {
+    "bias of a linear": (
+        lambda key: (linear(3, 8)(key), linear(8, 2)(key)),
+        {"[0].weight": Axes("c", None), "[1].weight": Axes(None, gated("c"))},
+        r"'\[0\]': dimension 0 of its `weight` lies on 'c', dimension 0 of its `bias` on no",
+    ),
+    "bias of a norm": (
+        lambda key: (eqx.nn.LayerNorm(8), linear(8, 2)(key)),
+        {"[0].weight": Axes("c"), "[1].weight": Axes(None, gated("c"))},
+        r"'\[0\]': .* `weight` lies on 'c', .* `bias` on no learned axis",
+    ),
+    "weight of a norm": (
+        lambda key: (eqx.nn.RMSNorm(8, use_bias=True), linear(8, 2)(key)),
+        {"[0].bias": Axes("c"), "[1].weight": Axes(None, gated("c"))},
+        r"'\[0\]': .* `weight` lies on no learned axis, .* `bias` on 'c'",
+    ),
+    "weight of a group norm": (
+        lambda key: (eqx.nn.GroupNorm(8, 8), linear(8, 2)(key)),
+        {"[0].bias": Axes("c"), "[1].weight": Axes(None, gated("c"))},
+        r"'\[0\]': .* `weight` lies on no learned axis, .* `bias` on 'c'",
+    ),
+    "bias of a convolution": (
+        lambda key: (eqx.nn.Conv2d(1, 8, 1, key=key),),
+        {"[0].weight": Axes(gated("c"), None, None, None)},
+        r"'\[0\]': .* `weight` lies on 'c', dimension 0 of its `bias` on no learned axis",
+    ),
+    "bias of a transposed convolution": (
+        lambda key: (eqx.nn.ConvTranspose1d(1, 8, 1, key=key),),
+        {"[0].weight": Axes(gated("c"), None, None)},
+        r"'\[0\]': .* `weight` lies on 'c', dimension 0 of its `bias` on no learned axis",
+    ),
+    "order of a fused bias": (
+        lambda key: (linear(3, 24)(key), linear(24, 2)(key)),
+        {
+            "[0].weight": Axes(fused("c", 3), None),
+            "[0].bias": Axes(fused(3, "c")),
+            "[1].weight": Axes(None, fused(gated("c"), 3)),
+        },
+        r"'\[0\]': .* lies on fused\('c', 3\), .* `bias` on fused\(3, 'c'\)",
+    ),
+    "reader in an MLP": (
+        lambda key: (eqx.nn.MLP(3, 2, 8, 2, key=key),),
+        {
+            "[0].layers[0].weight": Axes("c", None),
+            "[0].layers[0].bias": Axes("c"),
+            "[0].layers[2].weight": Axes(None, gated("c")),
+        },
+        r"`layers\[1\].weight` lies on no learned axis, .* `layers\[0\].weight` on 'c'",
+    ),
+    "values of an attention": (
+        lambda key: (eqx.nn.MultiheadAttention(8, 16, key=key),),
+        {
+            "[0].query_proj.weight": Axes(fused(gated("c"), 2), None),
+            "[0].key_proj.weight": Axes(fused("c", 2), None),
+        },
+        "the heads of `query_proj`, `key_proj`, `value_proj` and `output_proj` must lie",
+    ),
+    "readers of an attention": (
+        lambda key: (eqx.nn.MultiheadAttention(8, 16, key=key),),
+        {
+            "[0].query_proj.weight": Axes(fused(gated("c"), 2), None),
+            "[0].key_proj.weight": Axes(fused("c", 2), None),
+            "[0].value_proj.weight": Axes(fused("c", 2), None),
+        },
+        r"`value_proj.weight` lies on fused\('c', 2\), .* `output_proj.weight` on no learned",
+    ),
+    "hidden state of a GRU": (
+        lambda key: (eqx.nn.GRUCell(3, 8, key=key),),
+        {
+            "[0].weight_ih": Axes(fused(3, "c"), None),
+            "[0].weight_hh": Axes(fused(3, "c"), gated("c")),
+            "[0].bias": Axes(fused(3, "c")),
+        },
+        r"rows of its `weight_hh` lie on \['c'\], dimension 0 of its `bias_n` does not",
+    ),
+    "input of a GRU": (
+        lambda key: (eqx.nn.GRUCell(3, 8, key=key),),
+        {"[0].weight_hh": Axes(fused(3, "c"), gated("c")), "[0].bias_n": Axes("c")},
+        r"`weight_ih` lies on no learned axis, .* `weight_hh` on fused\(3, 'c'\)",
+    ),
+    "depth without a gate": (
+        lambda key: ([linear(3, 3)(key) for _ in range(8)],),
+        {"[0]": Axes("c")},
+        r"Axis 'c' has a mask, but it enters nowhere: put `gated\('c'\)`",
+    ),
+    "a wrong name that fits": (
+        lambda key: (linear(3, 8)(key), linear(8, 8)(key), linear(8, 2)(key)),
+        {
+            "[0].weight": Axes("d", None),
+            "[0].bias": Axes("d"),
+            "[1].weight": Axes("c", gated("d")),
+            "[1].bias": Axes("c"),
+            "[2].weight": Axes(None, gated("d")),
+        },
+        "Axis 'c' has a mask, but it enters nowhere",
+    ),
+    "a kernel extent of two axes": (
+        lambda key: (eqx.nn.Conv1d(2, 2, 16, key=key),),
+        {"[0].weight": Axes(None, None, fused(gated("c"), 2))},
+        "a kernel extent that is learned is one axis, not `fused`",
+    ),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_slips(slip, getkey):
+    make, axes, message = SLIPS[slip]
+    net, masks = filled(make, getkey()), {"c": width(8, 4.5), "d": width(8, 4.5)}
+    masks = {axis: mask for axis, mask in masks.items() if f"'{axis}'" in str(axes)}
+    bucket = {axis: 1 for axis in masks}
+    for f in (
+        lambda: dn.check(net, axes, masks),
+        lambda: dn.freeze(net, axes, masks),
+        lambda: dn.materialize(net, axes, masks, {}),
+        lambda: dn.materialize(net, axes, masks, bucket, check_coverage=False),
+    ):
+        with pytest.raises(ValueError, match=message):
+            f()
+
+
+class Pair(NamedTuple):
+    first: eqx.nn.Linear
+    second: eqx.nn.Linear
+
+
+def test_a_tuple_with_names_has_no_depth(getkey):
+    make = lambda key: (Pair(linear(3, 3)(key), linear(3, 3)(key)), dn.Gate("depth", 2))
+    masks: dn.Masks = {"depth": dn.Sigmoid(2, size=1.5, temperature=8.0)}
+    net = filled(make, getkey())
+    with pytest.raises(
+        ValueError, match=r"'\[0\]' is a Pair, .* hold what lies on 'depth' in a"
+    ):
+        dn.materialize(net, {"[0]": Axes("depth")}, masks, {})
+    # Elsewhere it is a tuple like any other.
+    axes = {"[0].first.weight": Axes("h", None), "[0].first.bias": Axes("h")}
+    axes |= {"[0].second.weight": Axes(None, gated("h"))}
+    small = dn.materialize(net, axes, {"h": dn.Sigmoid(3, size=2.0)}, {"h": 2})
+    assert isinstance(small[0], Pair) and small[0].first.out_features == 2
+
+
+@pytest.mark.parametrize("rows", [(2, "g", 6), ("g", 2, 6), (4, 3, "w"), (4, "w", 3)])
+def test_rows_of_an_attention_in_more_parts(rows, x64, getkey):
+    """Groups of heads, and widths that are pairs, as of a rotary embedding."""
+    make = lambda key: eqx.nn.MultiheadAttention(4, 5, qk_size=6, vo_size=3, key=key)
+    net, x = filled(make, getkey()), noise(getkey(), 3, 5)
+    axis = next(part for part in rows if isinstance(part, str))
+    gate = lambda parts: fused(*(gated(p) if isinstance(p, str) else p for p in parts))
+    axes = {
+        ".query_proj.weight": Axes(gate(rows), None),
+        ".key_proj.weight": Axes(fused(*rows), None),
+    }
+    if axis == "g":
+        values = (*rows[:2], 3)
+        axes |= {".value_proj.weight": Axes(fused(*values), None)}
+        axes |= {".output_proj.weight": Axes(None, gate(values))}
+    masks: dn.Masks = {axis: dn.Sigmoid(2, size=1.0, temperature=25.0)}
+    assert tight(masks) == {axis: 1}
+    small = dn.freeze(net, axes, masks)
+    half = {"g": (2, 6), "w": (4, 3)}[axis]
+    assert (small.num_heads, small.qk_size) == half
+    close(small(x, x, x), dn.materialize(net, axes, masks, {})(x, x, x))

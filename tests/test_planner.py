@@ -12,10 +12,12 @@ import pytest
 from helpers import close, filled, noise
 
 import dnarch_eqx as dn
-from dnarch_eqx import _planner
-from dnarch_eqx._programs import Program
+from dnarch_eqx import runtime
+from dnarch_eqx.runtime import _engine
+from dnarch_eqx.runtime._program import Program
 
 
+IN_FLIGHT = 8
 LADDERS = {"h": tuple(range(2, 25, 2)), "k": tuple(range(2, 25, 2))}
 
 
@@ -57,6 +59,10 @@ def masks_of(h: float = 14.0, k: float = 11.0):
         "h": dn.Sigmoid(24, size=h, temperature=16.0),
         "k": dn.Sigmoid(24, size=k, temperature=16.0),
     }
+
+
+def both(size: int) -> dn.Plan:
+    return dn.Plan({"h": size, "k": size})
 
 
 def squares(net, batch, key):
@@ -111,11 +117,11 @@ def net(getkey):
 
 
 def train(planner, state, data):
-    auxes = []
+    infos = []
     for batch in data:
-        state, aux = planner.step(state, batch)
-        auxes.append(aux)
-    return planner.finish(state), auxes
+        state, info = planner.step(state, batch)
+        infos.append(info)
+    return planner.finish(state), infos
 
 
 def full_run(net, masks, data, optim=None):
@@ -123,8 +129,8 @@ def full_run(net, masks, data, optim=None):
     state = learner.init(net, masks)
     active = []
     for batch in data:
-        state, aux = learner.step(state, batch, dn.Plan())
-        active.append(np.asarray(aux.active))
+        state, info = learner.step(state, batch, dn.Plan())
+        active.append(np.asarray(info.active))
     return state, np.stack(active)
 
 
@@ -133,7 +139,7 @@ def full_run(net, masks, data, optim=None):
 #
 
 
-POLICIES = [dn.EveryStep(), dn.Every(7), dn.Hysteresis(), dn.BreakEven(), dn.AtMost(3)]
+POLICIES = [runtime.EveryStep(), runtime.Every(7), runtime.Hysteresis(), runtime.BreakEven()]
 
 
 @pytest.mark.parametrize("background", [False, True])
@@ -143,17 +149,17 @@ def test_a_run_is_that_of_the_full_network(policy, background, x64, getkey):
     wanted, active = full_run(net, masks, batches(key, 40))
     planner = dn.Planner(learner_of(net), masks, LADDERS, policy, background=background)
     state = planner.learner.init(net, masks)
-    state, auxes = train(planner, state, batches(key, 40))
+    state, infos = train(planner, state, batches(key, 40))
     assert int(state.step) == 40
     close((state.model, state.masks), (wanted.model, wanted.masks), rtol=1e-8)
     assert len(np.unique(active, axis=0)) > 5, "boundaries were crossed"
     np.testing.assert_array_equal(planner.trace.every_step(), active)
-    if not background:
-        assert all(aux.covered for aux in auxes)
-    if policy == dn.EveryStep() and not background:
+    assert all(info.covered for info in infos)
+    np.testing.assert_array_equal([info.active for info in infos], active)
+    if policy == runtime.EveryStep() and not background:
         # As tight as buckets of 2 are, but for the steps that were not yet looked at.
-        fits = dn.Grid(masks, LADDERS).fit
-        cost = planner.timing.cost
+        fits = runtime.Grid(masks, LADDERS).fit
+        cost = planner.timing.units
         tight = np.mean([cost(fits(row)) / cost(row) for row in active])
         assert tight <= planner.outcome().waste < 1.1 * tight
 
@@ -168,29 +174,51 @@ def test_masks_that_jump_are_covered(in_flight, background, x64, getkey):
         learner,
         masks,
         {"h": (4, 8, 16, 24), "k": (4, 8, 16, 24)},
-        dn.EveryStep(),
+        runtime.EveryStep(),
         background=background,
         in_flight=in_flight,
     )
-    state, auxes = train(planner, learner.init(net, masks), batches(key, 14))
+    state, infos = train(planner, learner.init(net, masks), batches(key, 14))
     # Accepted once each, in their order, whether at once or when they were done again.
     assert int(state.step) == 14
     np.testing.assert_array_equal(planner.trace.every_step(), active)
     close((state.model, state.masks), (wanted.model, wanted.masks), rtol=1e-8)
     assert np.abs(np.diff(active, axis=0)).max() > 8, "they did jump"
-    if in_flight == 6:
-        assert not all(aux.covered for aux in auxes), "some were started too early"
+    # Nobody is told of the steps that were started too early.
+    np.testing.assert_array_equal([info.active for info in infos], active)
 
 
 def test_another_state_is_looked_at_anew(net, getkey):
     """A checkpoint of larger masks, say, restored in the middle of a run."""
     masks = masks_of()
     learner = learner_of(net)
-    planner = dn.Planner(learner, masks, LADDERS, dn.EveryStep(), background=False)
+    planner = dn.Planner(learner, masks, LADDERS, runtime.EveryStep(), background=False)
     small, large = learner.init(net, masks), learner.init(net, masks_of(23.0, 23.0))
     for state in (small, large, small):
-        state, aux = planner.step(state, next(batches(getkey(), 1)))
-        assert aux.covered
+        state, info = planner.step(state, next(batches(getkey(), 1)))
+        assert info.covered
+    # Two plans before the same step count as one.
+    assert len({step for step, _ in planner.state.switches}) == len(planner.state.switches)
+    assert "compilations" in planner.report()
+
+
+def test_an_edit_before_a_step_is_done_again_is_refused(net, getkey):
+    masks = masks_of()
+    learner = learner_of(net, jumping())
+    ladders = {"h": (4, 8, 12, 16, 20, 24), "k": (24,)}
+    planner = dn.Planner(learner, masks, ladders, runtime.EveryStep(), background=False)
+    state, edits, data = learner.init(net, masks), 0, [*batches(getkey(), 40)]
+    for i, batch in enumerate(data):
+        try:
+            state, _ = planner.step(state, batch)
+        except ValueError as error:
+            assert "lacks" in str(error) and "`planner.finish()`" in str(error)
+            state, edits = planner.finish(), edits + 1
+            assert int(state.step) == i, "nothing was lost"
+            state, _ = planner.step(state, batch)
+        if i % 4 == 3:  # an edit, of which the planner is not told
+            state = jax.tree_util.tree_map(jnp.copy, state)
+    assert edits > 0, "an edit met a step that was to be done again"
 
 
 @pytest.mark.parametrize("peak", [None, 2.0])
@@ -206,14 +234,17 @@ def test_masks_are_not_waited_for(peak, net, getkey, monkeypatch):
     def refuse(masks):
         raise AssertionError("looked at the masks")
 
-    monkeypatch.setattr(_planner, "counts", refuse)
-    if peak is not None:
-        monkeypatch.setattr(dn.Velocity, "update", lambda velocity, _: velocity)
-        velocity = dataclasses.replace(planner._motion.velocity, peak=np.full(2, peak))
-        planner._motion.velocity = velocity
-    for batch in batches(getkey(), 20):
-        state, _ = planner.step(state, batch)
-        assert peak is None or len(planner._flight) <= 2
+    with monkeypatch.context() as patch:
+        patch.setattr(_engine, "counts", refuse)
+        if peak is not None:
+            patch.setattr(runtime.Velocity, "update", lambda velocity, _: velocity)
+            forecast = planner._run.planner.forecast
+            velocity = dataclasses.replace(forecast.velocity, peak=np.full(2, peak))
+            forecast = dataclasses.replace(forecast, velocity=velocity)
+            planner._run.planner = planner.state.replace(forecast=forecast)
+        for batch in batches(getkey(), 20):
+            state, _ = planner.step(state, batch)
+            assert peak is None or len(planner._run.flight) <= 2
     assert int(planner.finish(state).step) == 22
 
 
@@ -231,7 +262,7 @@ def test_in_the_background_training_goes_on(net, getkey, monkeypatch):
     masks = masks_of()
     learner = learner_of(net)
     large, small = dn.Plan({"h": 24, "k": 24}), dn.Plan({"h": 16, "k": 16})
-    policy = dn.Oracle(((0, (24, 24)), (3, (16, 16))))
+    policy = runtime.Oracle(((0, large), (3, small)))
     planner = dn.Planner(learner, masks, LADDERS, policy, background=True)
     state = learner.init(net, masks)
     data = it.cycle(batches(getkey(), 30))
@@ -239,12 +270,12 @@ def test_in_the_background_training_goes_on(net, getkey, monkeypatch):
         state, _ = planner.step(state, batch)
         assert planner.plan == large
     go.set()
-    while planner._compiler.busy:
+    while planner.compiling:
         state, _ = planner.step(state, next(data))
     assert planner.plan == small
     first, second = learner.compilations
-    assert (first.plan, first.hidden, first.changes) == (large, 0.0, {})
-    assert second.plan == small and second.hidden > 0.9 * second.compiling > 0
+    assert (first.plan, first.overlapped, first.changes) == (large, 0.0, {})
+    assert second.plan == small and second.overlapped > 0.9 * second.compiling > 0
     assert second.changes == {"h": (24, 16), "k": (24, 16)}
     report = planner.report()
     assert "2 compilations (in the background)" in report and "h 24->16, k 24->16" in report
@@ -276,18 +307,20 @@ def test_a_plan_that_cannot_be_compiled(background, net, getkey, monkeypatch):
     failing(monkeypatch, [16])
     masks = masks_of()
     learner = learner_of(net)
-    policy = dn.Oracle(((0, (24, 24)), (3, (16, 16)), (400, (20, 20))))
+    policy = runtime.Oracle(((0, both(24)), (3, both(16)), (400, both(20))))
     planner = dn.Planner(learner, masks, LADDERS, policy, background=background)
     state = learner.init(net, masks)
     data = it.cycle(batches(getkey(), 10))
-    with pytest.warns(UserWarning, match=r"Plan\(h=16, k=16\) failed.*RESOURCE_EXHAUSTED"):
+    with pytest.warns(
+        UserWarning, match=r"Plan\(\{'h': 16, 'k': 16\}\) failed.*RESOURCE_EXHAUSTED"
+    ):
         # Compiling waits for as many steps as may be under way, at most.
-        for batch in it.islice(data, 4 + planner._in_flight):
+        for batch in it.islice(data, 4 + IN_FLIGHT):
             state, _ = planner.step(state, batch)
-        while planner._compiler.busy:
+        while planner.compiling:
             state, _ = planner.step(state, next(data))
     assert planner.plan == dn.Plan({"h": 24, "k": 24})
-    steps = 4 + planner._in_flight
+    steps = 4 + IN_FLIGHT
     while planner.plan != dn.Plan({"h": 20, "k": 20}):
         state, _ = planner.step(state, next(data))
         steps += 1
@@ -299,15 +332,17 @@ def test_a_larger_plan_stands_in_for_one_that_fails(net, getkey, monkeypatch):
     masks = masks_of(14.0)
     learner = learner_of(net)
     ladders = {"h": (16, 20, 24), "k": (16, 20, 24)}
-    planner = dn.Planner(learner, masks, ladders, dn.EveryStep(), background=False)
+    planner = dn.Planner(learner, masks, ladders, runtime.EveryStep(), background=False)
     state = learner.init(net, masks_of(22.0, 22.0))
     state, _ = planner.step(state, next(batches(getkey(), 1)))
     state, _ = planner.step(learner.init(net, masks), next(batches(getkey(), 1)))
     assert planner.plan == dn.Plan({"h": 16, "k": 16})
     failing(monkeypatch, [20])
-    with pytest.warns(UserWarning, match=r"Plan\(h=20, k=16\) failed"):
-        state, aux = planner.step(learner.init(net, masks_of(18.0)), next(batches(getkey(), 1)))
-    assert aux.covered and planner.plan == dn.Plan({"h": 24, "k": 24})
+    with pytest.warns(UserWarning, match=r"Plan\(\{'h': 20, 'k': 16\}\) failed"):
+        state, info = planner.step(
+            learner.init(net, masks_of(18.0)), next(batches(getkey(), 1))
+        )
+    assert info.covered and planner.plan == dn.Plan({"h": 24, "k": 24})
 
 
 @pytest.mark.parametrize("error", [Full("no memory"), KeyboardInterrupt()])
@@ -325,8 +360,8 @@ def test_where_nothing_covers_the_error_is_the_callers(error, net, getkey, monke
         patch.setattr(Program, "compile", fail)
         with pytest.raises(type(error)):
             planner.step(state, batch)
-    new, aux = planner.step(state, batch)
-    assert aux.covered and int(new.step) == 1, "nothing was lost"
+    new, info = planner.step(state, batch)
+    assert info.covered and int(new.step) == 1, "nothing was lost"
 
 
 def test_the_first_plan_has_room(net, getkey):
@@ -362,13 +397,18 @@ def test_bad_arguments(net):
 
 
 def test_a_policy_that_does_not_cover(net, getkey):
-    class Small(dn.EveryStep):
+    class Small(runtime.AbstractPolicy):
+        def init(self):
+            return None
+
         def __call__(self, state, observation):
-            return state, np.full(2, 2)
+            return state, both(2)
 
     masks, learner = masks_of(), learner_of(net)
     planner = dn.Planner(learner, masks, LADDERS, Small(), background=False)
-    with pytest.raises(ValueError, match=r"gave Plan\(h=2, k=2\), which does not cover"):
+    with pytest.raises(
+        ValueError, match=r"gave Plan\(\{'h': 2, 'k': 2\}\), which does not cover"
+    ):
         planner.step(learner.init(net, masks), next(batches(getkey(), 1)))
 
 
@@ -379,7 +419,7 @@ def test_a_policy_that_does_not_cover(net, getkey):
 
 def test_outcome_and_regret(net, getkey):
     masks, learner = masks_of(), learner_of(net)
-    planner = dn.Planner(learner, masks, LADDERS, dn.EveryStep(), background=False)
+    planner = dn.Planner(learner, masks, LADDERS, runtime.EveryStep(), background=False)
     train(planner, learner.init(net, masks), batches(getkey(), 40))
     ran = planner.outcome()
     assert ran.compilations == len(learner.compilations)
@@ -390,6 +430,6 @@ def test_outcome_and_regret(net, getkey):
     scale, overhead = planner.timing.scale, planner.timing.overhead
     exact = sum(overhead + scale * float(cost(row)) for row in rows)
     assert ran.exact == pytest.approx(exact, rel=1e-4) and ran.exact < ran.stepping
-    best = dn.optimum(planner.trace, masks, LADDERS, planner.timing)
-    paid = dn.replay(planner.trace, best, masks, LADDERS, planner.timing)
+    best = runtime.optimum(planner.trace, masks, LADDERS, planner.timing)
+    paid = runtime.replay(planner.trace, best, masks, LADDERS, planner.timing)
     assert planner.regret() == pytest.approx(ran.seconds / paid.seconds) and paid.seconds > 0

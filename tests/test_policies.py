@@ -85,9 +85,7 @@ def test_policies_cover_and_are_pure(policy, walk, compile, cost, compiled):
         assert observation.plan == given[1].plan
         assert observation.compiled == given[1].compiled
         for name in ("active", "expected"):
-            np.testing.assert_array_equal(
-                getattr(observation, name), getattr(given[1], name)
-            )
+            np.testing.assert_array_equal(getattr(observation, name), getattr(given[1], name))
         np.testing.assert_array_equal(observation.velocity.peak, given[1].velocity.peak)
         state = new
         assert isinstance(plan, dn.Plan) and tuple(plan) == tuple(LADDERS)
@@ -254,9 +252,7 @@ def test_hysteresis_wastes_at_most_its_slack(walk, slack):
 
 
 def test_oracle_follows_its_switches():
-    oracle = rt.Oracle(
-        ((0, plan_of(8, 3, 5)), (2, plan_of(4, 3, 9)), (4, plan_of(4, 1, 3)))
-    )
+    oracle = rt.Oracle(((0, plan_of(8, 3, 5)), (2, plan_of(4, 3, 9)), (4, plan_of(4, 1, 3))))
     rows = [(2, 1, 3)] * 6
     assert decisions(oracle, rows) == [
         *[(8, 3, 5)] * 2,

@@ -24,7 +24,6 @@ from recipes import (
     _hyperparameters,
     _main,
     _network,
-    _policies,
     _settings,
     _task,
     _train,
@@ -549,24 +548,6 @@ def test_two_towers(getkey, quick):
 #
 
 
-def trace(active: list[list[int]]) -> dn.Trace:
-    return dn.Trace.of(("a", "b"), np.array(active))
-
-
-def test_traces_are_joined_and_cut():
-    rows = [[3, 1], [3, 1], [2, 1], [2, 1], [2, 2], [2, 2], [1, 2]]
-    for at in range(1, len(rows)):
-        both = _folder.joined(trace(rows[:at]), trace(rows[at:]))
-        whole = trace(rows)
-        assert both.length == whole.length == 7
-        np.testing.assert_array_equal(both.steps, whole.steps)
-        np.testing.assert_array_equal(both.active, whole.active)
-        first = _folder.cut(whole, at)
-        assert first is not None
-        np.testing.assert_array_equal(first.every_step(), rows[:at])
-    assert _folder.cut(trace(rows), 0) is None
-
-
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     _folder.write_text(path, "old")
@@ -590,6 +571,43 @@ def test_saved_trees(tmp_path):
         _folder.load(path, lambda header: tree)
 
 
+def test_a_tree_whose_structure_follows_from_the_one_before(tmp_path):
+    masks = {"a": dn.Sigmoid(8, size=3.0)}
+    path = tmp_path / "trees.eqx"
+    _folder.save(path, {}, masks, jnp.arange(3))
+    like = {"a": dn.Sigmoid(8, size=7.0)}
+    small = lambda header, masks: jnp.zeros(int(masks["a"].active()), jnp.int32)
+    _, loaded, x = _folder.load(path, lambda header: like, small)
+    assert eqx.tree_equal(loaded, masks) and x.tolist() == [0, 1, 2]
+
+
+def test_trajectories(tmp_path):
+    """At every step of it: as it was there, and as it was saved."""
+    trace = lambda n: dn.runtime.Trace.of(("a", "b"), np.array([[3, 1], [2, 1], [2, 2]][:n]))
+    mask = {"b": dn.Gaussian(9, sigma=0.4), "a": dn.Sigmoid(8, size=3.0)}
+    history = [mask]
+    for _ in range(3):
+        history.append({axis: jax.tree.map(lambda x: 0.9 * x, m) for axis, m in mask.items()})
+        mask = history[-1]
+    all_of_it = [_folder.Trajectory.start(history[0])]
+    for step in (1, 2, 3):
+        all_of_it.append(all_of_it[-1].at(step, history[step], trace(step)))
+    whole = all_of_it[-1]
+    assert eqx.tree_equal(jax.tree.map(jnp.asarray, whole.masks), dn.stack(history))
+    whole.save(tmp_path / "trajectory.npz")
+    saved = _folder.Trajectory.load(tmp_path / "trajectory.npz", history[2])
+    for step in (1, 2, 3):
+        for found in (whole.until(step, trace(step)), saved.until(step, trace(step))):
+            wanted = all_of_it[step]
+            assert found.steps.tolist() == wanted.steps.tolist() == [*range(step + 1)]
+            assert eqx.tree_equal(found.masks, wanted.masks, typematch=True)
+    assert saved.trace is not None and saved.trace.axes == ("a", "b")
+    assert saved.trace.every_step().tolist() == [[3, 1], [2, 1], [2, 2]]
+    with np.load(tmp_path / "trajectory.npz") as file:
+        sizes = file["masks/a.offset"]
+    assert sizes.tolist() == [float(m["a"].offset) for m in history]
+
+
 def test_lines_that_were_cut_off(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert _folder.read_lines(path) == []
@@ -597,42 +615,6 @@ def test_lines_that_were_cut_off(tmp_path):
     _folder.append(path, {"step": 2})
     path.write_text(path.read_text()[:-3])
     assert _folder.read_lines(path) == [{"step": 1}]
-
-
-#
-# Policies.
-#
-
-
-def observation(active, plan, seconds: float) -> dn.Observation:
-    masks = {"a": dn.Sigmoid(64, size=40.0)}
-    grid = dn.Grid(masks, {"a": (8, 16, 32, 64)})
-    timing = dn.Timing(lambda sizes: float(sizes[0]), seconds, seconds, 7 * seconds)
-    active = np.array(active)
-    plan = None if plan is None else np.array(plan)
-    return dn.Observation(5, active, active, dn.Velocity.none(1), plan, grid, timing)
-
-
-def test_supposed_times():
-    """What was measured plays no part: it gives up a plan when 3 steps of 64 - 16 wasted more
-    than 100.
-    """
-    policy = _policies.Supposed(100.0)
-    for seconds in (0.0, 1e-3, 1e3):
-        state, plans = policy.init(), []
-        state, plan = policy(state, observation([60], None, seconds))
-        for step in range(6, 11):
-            now = dataclasses.replace(observation([12], plan, seconds), step=step)
-            state, plan = policy(state, now)
-            plans.append(int(plan[0]))
-        assert plans == [64, 64, 16, 16, 16]
-
-
-def test_onward():
-    policy = _policies.Onward((32,), dn.EveryStep())
-    assert policy(policy.init(), observation([5], None, 1.0))[1] == 32
-    assert policy(policy.init(), observation([33], None, 1.0))[1] == 64
-    assert policy(policy.init(), observation([5], [32], 1.0))[1] == 8
 
 
 #
@@ -660,16 +642,22 @@ def toy() -> tuple[Task, _settings.Settings]:
 
 def assert_same(one: _train.Run, other: _train.Run) -> None:
     a, b = one.trajectory.trace, other.trajectory.trace
-    assert a is not None and b is not None and a.length == b.length == 8
+    assert a is not None and b is not None
+    assert a.length == b.length == one.settings.steps
     np.testing.assert_array_equal(a.every_step(), b.every_step())
     np.testing.assert_array_equal(one.trajectory.steps, other.trajectory.steps)
-    assert one.trajectory.masks.keys() == other.trajectory.masks.keys()
-    for name, values in one.trajectory.masks.items():
-        np.testing.assert_array_equal(values, other.trajectory.masks[name])
+    assert eqx.tree_equal(one.trajectory.masks, other.trajectory.masks)
     assert eqx.tree_equal(one.deployed, other.deployed)
     assert (one.plan, one.valid, one.test) == (other.plan, other.valid, other.test)
-    losses = [[row.get("loss") for row in run.rows] for run in (one, other)]
-    assert losses[0] == losses[1]
+    kept = ("step", "loss", "complexity", "valid accuracy", "valid loss")
+    rows = [[{k: row.get(k) for k in kept} for row in run.rows] for run in (one, other)]
+    assert rows[0] == rows[1]
+
+
+def planned(folder: Path) -> dict[str, Any]:
+    """What the planner of a run has saved."""
+    header = json.loads((folder / "checkpoint.eqx").read_bytes().split(b"\n", 1)[0])
+    return json.loads(header["planner"])["fields"]
 
 
 class Interrupted(Exception):
@@ -680,8 +668,8 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
     """Bit for bit, although it was broken off after a checkpoint, and steps were lost."""
     task, settings = toy()
     run = _train.train(task, settings, tmp_path / "one")
-    moved = run.trajectory.masks["blocks.0.in.offset"]
-    assert len(np.unique(moved)) > 3
+    moved: Any = run.trajectory.masks["blocks.0.in"]
+    assert len(np.unique(moved.offset)) > 3
     # More than one plan, and none of them compiled for anew after the checkpoint.
     assert len(run.compilations) > 1
     assert all(c["changes"] for c in run.compilations[1:])
@@ -697,16 +685,19 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
     again = _train.train(task, settings, tmp_path / "two", watch=seen.append)
     assert seen == [6, 8]
     assert_same(run, again)
+    # Every plan was taken at the same step, and what is to come would be decided alike, too.
+    assert len(planned(tmp_path / "one")["switches"]) > 1
+    assert planned(tmp_path / "one") == planned(tmp_path / "two")
 
     # What is there is complete: a run that is done is not done again.
     folder = tmp_path / "two"
     seen.clear()
     assert_same(run, _train.train(task, settings, folder, watch=seen.append))
     assert not seen
-    saved = _folder.Trajectory.load(folder / "trajectory.npz")
+    saved = _folder.Trajectory.load(folder / "trajectory.npz", run.masks)
     assert saved.steps.tolist() == [0, 2, 4, 6, 8]
-    stacked = saved.stacked(run.masks)
-    assert eqx.tree_equal(jax.tree.map(lambda x: x[-1], stacked), dict(run.masks))
+    last = jax.tree.map(lambda x: jnp.asarray(x[-1]), dict(saved.masks))
+    assert eqx.tree_equal(last, dict(run.masks))
     assert eqx.tree_equal(_train.load_deployed(folder / "deployed.eqx"), run.deployed)
     config = json.loads((folder / "config.json").read_text())
     assert config["learning_rate"] == 0.1 and config["network"]["out_channels"] == 3
@@ -751,17 +742,13 @@ _train.train(task, settings, Path(sys.argv[1]))
         )
         assert done.returncode == 0, done.stderr
         files = ("checkpoint.eqx", "deployed.eqx", "config.json")
-        saved = _folder.Trajectory.load(folder / "trajectory.npz")
+        with np.load(folder / "trajectory.npz") as file:
+            saved = {name: array.tobytes() for name, array in file.items()}
         metrics = [
             {k: v for k, v in row.items() if k != "seconds"}
             for row in _folder.read_lines(folder / "metrics.jsonl")
         ]
-        assert saved.trace is not None
-        trajectory = [
-            saved.trace.active.tobytes(),
-            *(m.tobytes() for m in saved.masks.values()),
-        ]
-        contents.append([*((folder / f).read_bytes() for f in files), metrics, trajectory])
+        contents.append([*((folder / f).read_bytes() for f in files), metrics, saved])
     assert contents[0] == contents[1]
 
 

@@ -137,9 +137,7 @@ def test_tied_whole_layers(x64, getkey):
 def test_what_is_not_understood_is_refused(getkey):
     net, masks = filled(Language, getkey()), {"h": width(16, 9.3), "d": width(8, 5.0)}
     target = ".shared.pytree[1].weight"
-    with pytest.raises(
-        ValueError, match=r"ties to '.shared.pytree\[0\].weight'"
-    ):
+    with pytest.raises(ValueError, match=r"ties to '.shared.pytree\[0\].weight'"):
         dn.check(net, TIED | {target: Axes(None, "d")}, masks)
     get = lambda p: 2 * p[0].weight
     twice = eqx.tree_at(lambda m: m.shared.get, net, get)

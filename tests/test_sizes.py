@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import equinox as eqx
 import hypothesis as hp
@@ -288,3 +289,48 @@ def test_parameter_cost_of_a_depth(kept, getkey):
     assert len(net) == kept
     assert cost({"depth": kept}) == held(net) == kept * 42
     assert np.isclose(float(cost({"depth": kept - 0.25})), (kept - 0.25) * 42)
+
+
+#
+# A budget as data: only its cost is static.
+#
+
+
+def test_budget_inside_jit():
+    masks = some_masks()
+    make = lambda target, weight: dn.Budget(operations, target, weight)
+    inside = jax.jit(lambda *numbers: make(*numbers)(masks))
+    for numbers in ((6000.0, 0.1), (9000.0, 5.0)):
+        assert np.isclose(inside(*numbers), make(*numbers)(masks), rtol=1e-5)
+    # So are the sizes of a base network.
+    of = jax.jit(
+        lambda width: dn.Budget(operations, {"width": width, "depth": 4, "kernel": 11}).target
+    )
+    assert of(40.0) == 8160
+    with pytest.raises(ValueError, match="`target` must be a number"):
+        jax.jit(lambda target: make(target, 0.1).target)(jnp.ones(2))
+
+
+def test_only_the_cost_of_a_budget_is_static():
+    arrays, static = eqx.partition(dn.Budget(operations, 3.0), eqx.is_array)
+    assert len(jtu.tree_leaves(arrays)) == 2 and not jtu.tree_leaves(static)
+    again: Any = lambda sizes: operations(sizes)
+    other = dn.Budget(again, 3.0)
+    assert jtu.tree_structure(other) != jtu.tree_structure(dn.Budget(operations, 3.0))
+
+
+@pytest.mark.parametrize("axis", ("width", "depth", "kernel"))
+def test_what_a_budget_can_reach(axis):
+    """By moving the masks as far as they go."""
+    masks = some_masks()
+    if axis != "kernel":
+        masks["kernel"] = dn.Gaussian(33, size=11.0, learn=())  # its size stays
+    cost: Any = lambda sizes: sizes[axis] + 0.0 * sizes["width"]
+    lowest, highest = dn.Budget(cost, 4.0).reachable(masks)
+    name = "sigma" if axis == "kernel" else "offset"
+    far = [float(moved(masks[axis], name, to).project().size()) / 4 for to in (-9.0, 9.0)]
+    assert np.allclose((lowest, highest), far, rtol=1e-5)
+    assert lowest < dn.Budget(cost, 4.0).complexity(masks) < highest
+    of_kernel: Any = lambda sizes: sizes["kernel"]
+    fixed = dn.Budget(of_kernel, 11.0).reachable(masks)
+    assert np.allclose(fixed, 1, rtol=1e-5) == (axis != "kernel")

@@ -1,18 +1,20 @@
+"""How fast axes move, over short spans of steps and long ones."""
+
 import numpy as np
 import pytest
 
-import dnarch_eqx as dn
+from dnarch_eqx.runtime import Velocity
 
 
-def after(positions) -> dn.Velocity:
-    velocity = dn.Velocity.none(np.shape(positions)[1])
+def after(positions) -> Velocity:
+    velocity = Velocity.none(np.shape(positions)[1])
     for position in np.asarray(positions, float):
         velocity = velocity.update(position)
     return velocity
 
 
 def test_nothing_was_seen():
-    assert dn.Velocity.none(2).rise(100.0, 1.0).tolist() == [0, 0]
+    assert Velocity.none(2).rise(100.0, 1.0).tolist() == [0, 0]
     assert after([[3.0, 4.0]]).rise(100.0, 1.0).tolist() == [0, 0]
 
 
@@ -28,7 +30,7 @@ def test_steady(deviations):
 
 
 def test_by_hand():
-    velocity = dn.Velocity.none(2)
+    velocity = Velocity.none(2)
     for position, ahead, peak in (
         ((3.0, 8.0), (0.0, 0.0), (0.0, 0.0)),  # nothing has moved yet
         ((7.0, 8.0), (8.0, 0.0), (4.0, 0.0)),
@@ -57,7 +59,7 @@ def test_noise_is_no_movement():
     """Of positions about a fixed one no rise is foreseen, by however much they move a step,
     beyond what they were seen to move.
     """
-    noise = np.random.default_rng(0).normal(size=(20_000, 200))
+    noise = np.random.default_rng(0).normal(size=(8_000, 200))
     rise = after(10 + noise).rise(1000.0, -1.0)
     assert (rise == 0).all()
     # Extrapolated from the last steps it would be hundreds of positions.
@@ -97,6 +99,13 @@ def test_a_change_of_pace_is_seen_first_on_short_spans():
 def test_rounding_is_no_movement():
     positions = np.float32(100) + np.float32(1e-6) * np.arange(5000, dtype=np.float32)
     assert after(positions[:, None].astype(float)).rise(1e4, 0.0).tolist() == [0]
+
+
+def test_fraction_is_how_much_of_the_next_position_there_is():
+    assert Velocity.none(2).fraction.tolist() == [0, 0]
+    assert after([[3.25, 4.0]]).fraction.tolist() == [0.25, 0]
+    # Where axes are now, not where they came from.
+    assert after([[3.25, 4.0], [2.5, 4.75]]).fraction.tolist() == [0.5, 0.75]
 
 
 def test_values():

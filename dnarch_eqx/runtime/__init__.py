@@ -11,8 +11,9 @@ from ._guards import (
     forbid_compilation as forbid_compilation,
     persistent_cache as persistent_cache,
 )
-from ._learner import Learner as Learner, NotFiniteError as NotFiniteError
+from ._learner import Learner as Learner
 from ._memory import keep_memory as keep_memory
+from ._nonfinite import NotFiniteError as NotFiniteError
 from ._planner import Planner as Planner
 from ._planner_state import PlannerState as PlannerState
 from ._policy import AbstractPolicy as AbstractPolicy, Observation as Observation

@@ -2,9 +2,8 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.tree_util as jtu
-import numpy as np
 
-from .._train import StepInfo
+from .._state import StepInfo
 
 
 class AcceptedInfo:
@@ -19,7 +18,7 @@ class AcceptedInfo:
     __slots__ = ("_again", "_info")
 
     def __init__(self, again: Callable[[], None]):
-        """- `again`: does steps again that were not accepted."""
+        # Does steps again that were not accepted.
         self._again = again
         self._info: StepInfo | None = None
 
@@ -38,39 +37,12 @@ class AcceptedInfo:
             raise RuntimeError("This step was not accepted, and its batch was given up.")
         return self._info
 
-    @property
-    def loss(self) -> Any:
-        return self.get().loss
-
-    @property
-    def complexity(self) -> Any:
-        return self.get().complexity
-
-    @property
-    def metrics(self) -> Any:
-        return self.get().metrics
-
-    @property
-    def covered(self) -> Any:
-        return self.get().covered
-
-    @property
-    def finite(self) -> Any:
-        return self.get().finite
-
-    @property
-    def active(self) -> np.ndarray:
-        return self.get().active
-
-    @property
-    def position(self) -> np.ndarray:
-        return self.get().position
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.get(), name)
 
     def __repr__(self) -> str:
         return f"AcceptedInfo({self._info!r})"
 
 
 _flatten: Any = lambda info: ((info.get(),), None)
-jtu.register_pytree_node(
-    AcceptedInfo, _flatten, lambda _, children: children[0]
-)
+jtu.register_pytree_node(AcceptedInfo, _flatten, lambda _, children: children[0])

@@ -6,12 +6,12 @@ import numpy as np
 
 from .._plan import Plan
 from ._background import in_background
-from ._learner import is_ready, Learner
+from ._learner import Learner
 from ._overlap import overlap
 from ._processes import alone, everywhere, largest
 from ._program import Program
 from ._run import Given, Pending, Run
-from ._signature import Key
+from ._signature import is_ready, Key
 
 
 # On several processes: after so many steps all ask one another whether they have compiled.
@@ -61,7 +61,7 @@ class Compiler:
     def later(self, run: Run, given: Given, key: Key, plan: Plan) -> None:
         """Traces, on this thread, where it belongs, and compiles on another."""
         assert run.actual is not None
-        busy = bool(run.flight) and not is_ready(run.flight[-1].info.flags)
+        busy = bool(run.flight) and not is_ready(run.flight[-1].info.signals)
         program, error = None, None
         try:
             program = self._learner.trace(run.actual, given.rest, plan)

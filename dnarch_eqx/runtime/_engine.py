@@ -1,23 +1,23 @@
 import dataclasses
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Int
 
 from .._plan import counts, Plan
-from .._train import checked, not_finite, State
+from .._state import State
 from ._compiler import Compiler
 from ._grid import Grid
-from ._learner import is_ready, Learner, NotFiniteError, said
+from ._learner import Learner
+from ._nonfinite import NotFiniteError, raised, skipped
 from ._policy import AbstractPolicy
-from ._processes import alone, largest
+from ._processes import alone
 from ._program import Program
-from ._run import Given, InFlight, Lap, Rejected, Run
-from ._signature import Key
+from ._run import Given, InFlight, Rejected, Run, same
+from ._signature import is_ready, Key
+from ._stopwatch import timed
 from ._timing import Timing
 
 
@@ -42,7 +42,12 @@ class Engine:
 
     def timing(self, run: Run) -> Timing:
         """What plans cost."""
-        return run.planner.measured.timing(self.cost) if self.fixed is None else self.fixed
+        if self.fixed is not None:
+            return self.fixed
+        measured = run.planner.measured
+        if run.timing is None or run.timing[0] is not measured:
+            run.timing = measured, measured.timing(self.cost)
+        return run.timing[1]
 
     def enter(self, run: Run, state: State) -> None:
         """Goes on from this state: the one returned last, an edited or another one, or that
@@ -74,7 +79,7 @@ class Engine:
                 "`planner.finish()` gives the state with all of them. Call it before you edit, "
                 "replace or average a state; `planner.forget()` gives these batches up."
             )
-        self._check_masks(state)
+        self.grid.check(state.masks)
         # A planner that goes on from a saved state knows how masks move.
         if run.returned is not None or run.planner.step == 0:
             run.planner = run.planner.replace(
@@ -122,24 +127,22 @@ class Engine:
             step = run.flight[0]
             # Several processes see the same only if they look at the same step.
             waits = len(run.flight) > ahead
-            if not (waits or (alone() and is_ready(step.info.flags))):
+            if not (waits or (alone() and is_ready(step.info.signals))):
                 return
-            flags = np.asarray(step.info.flags)
-            if not flags[0]:
+            active, position = np.asarray(step.info.signals)
+            if not active[0]:
                 raise Rejected
-            active, position = np.asarray(step.info.counts)
             run.flight = run.flight[1:]
-            run.planner = run.planner.saw(active.astype(int), position)
+            run.planner = run.planner.saw(active[1:].astype(int), position[1:])
             self._time(run)
-            if not flags.all():
-                self._notice(run, flags)
+            if not position[0]:
+                self._notice(run, np.asarray(step.info.flags))
 
     def _start(self, run: Run, program: Program, given: Given) -> None:
         assert run.actual is not None and run.signature is not None
         new, info, signature = self.learner.run(program, run.actual, run.signature, given.rest)
         if self.fetches:
-            info.flags.copy_to_host_async()
-            info.counts.copy_to_host_async()
+            info.signals.copy_to_host_async()
         given.info.start(info)
         run.todo = run.todo[1:]
         run.flight = (*run.flight, InFlight(given, info))
@@ -260,6 +263,7 @@ class Engine:
             bound = run.planner.forecast.bound(len(run.flight) + 1, capacity)
         forecast = run.planner.forecast
         # What is foreseen is rounded, the last count is not.
+        assert forecast.active is not None
         active = np.maximum(np.minimum(bound, plan.sizes), forecast.active)
         if not self.compiler.background:
             return active, active
@@ -274,47 +278,19 @@ class Engine:
 
     def _time(self, run: Run) -> None:
         """One more step is done. What goes on during a compilation is slower, and not timed."""
-        plan = run.planner.plan
-        if self.fixed is not None or plan is None or run.pending is not None:
+        if self.fixed is not None or run.pending is not None:
             run.lap = None
             return
-        now, lap, measured = time.perf_counter(), run.lap, run.planner.measured
-        if lap is None or lap.plan != plan:
-            run.lap = Lap(now, plan, len(measured.taken(plan)))
-            return
-        # The first samples are short, so that there is something to go by.
-        if lap.steps + 1 < min(2 ** (1 + lap.samples), 16):
-            run.lap = Lap(lap.start, plan, lap.samples, lap.steps + 1)
-            return
-        measured = measured.sampled(plan, (now - lap.start) / (lap.steps + 1))
-        samples = lap.samples + 1
-        run.lap = Lap(now, plan, samples)
-        if samples & (samples - 1) == 0:  # ever more rarely
-            scale, overhead = largest(np.array(measured.fitted(self.cost), np.float32)).tolist()
-            measured = dataclasses.replace(measured, scale=scale, overhead=overhead)
-        run.planner = run.planner.replace(measured=measured)
+        assert run.planner.plan is not None
+        run.lap, measured = timed(run.lap, run.planner.plan, run.planner.measured, self.cost)
+        if measured is not run.planner.measured:
+            run.planner = run.planner.replace(measured=measured)
 
     def _notice(self, run: Run, flags: np.ndarray) -> None:
         """Something of the step that was looked at last is not finite."""
         how, step = self.learner.on_nonfinite, run.planner.step - 1
         assert run.actual is not None
         if how == "raise":
-            raise NotFiniteError(said(run.actual, flags, step))
+            raise NotFiniteError(raised(run.actual, flags, step))
         if how == "skip":
-            what = not_finite(checked(run.actual), flags, step)
-            warnings.warn(f"{what} The step was left out, with its batch.")
-
-    def _check_masks(self, state: State) -> None:
-        capacities = {axis: state.masks[axis].capacity for axis in sorted(state.masks)}
-        wanted = dict(zip(self.grid.axes, self.grid.capacity.tolist()))
-        if capacities != wanted:
-            raise ValueError(
-                f"The masks of `state` have the capacities {capacities}; those of the planner "
-                f"have {wanted}."
-            )
-
-
-def same(a: State, b: State) -> bool:
-    """Whether two states hold the same arrays, and not only the same values."""
-    (xs, one), (ys, two) = jtu.tree_flatten(a), jtu.tree_flatten(b)
-    return one == two and all(x is y for x, y in zip(xs, ys))
+            warnings.warn(skipped(run.actual, flags, step))

@@ -44,10 +44,11 @@ class Forecast:
         """The active counts that are expected to be exceeded so many steps later, unless
         they only went back and forth.
         """
-        return self._moved(self.velocity.rise(steps, -1.0), capacity)
+        rise = 0.0 if self.velocity.still else self.velocity.rise(steps, -1.0)
+        return self._moved(rise, capacity)
 
     def _moved(
-        self, by: Float[np.ndarray, " axes"], capacity: Int[np.ndarray, " axes"]
+        self, by: Float[np.ndarray, " axes"] | float, capacity: Int[np.ndarray, " axes"]
     ) -> Int[np.ndarray, " axes"]:
         assert self.position is not None
         return np.minimum(self.position + by, capacity).astype(int)

@@ -44,6 +44,15 @@ class Grid:
         # Plans are made once; there are not many at a time.
         self._made = lru_cache(maxsize=1024)(self._plan)
 
+    def check(self, masks: Masks) -> None:
+        """Raises `ValueError` for masks of other names or capacities."""
+        given = {axis: masks[axis].capacity for axis in sorted(masks)}
+        if given != (wanted := dict(zip(self.axes, self.capacity.tolist()))):
+            raise ValueError(
+                f"The masks of `state` have the capacities {given}; those of the planner have "
+                f"{wanted}."
+            )
+
     def fit(self, counts: Int[np.ndarray, "*n axes"]) -> Int[np.ndarray, "*n axes"]:
         """The smallest buckets that hold these counts, of one plan or of an array of them."""
         return self._fits[self._starts + np.minimum(counts, self.capacity)]

@@ -20,19 +20,17 @@ from .._masks import Masks
 from .._materialize import materialize
 from .._misc import at_least
 from .._plan import check_covers, Plan
-from .._train import checked, init, make_step, not_finite, OnNonfinite, State, StepInfo
+from .._state import init, State, StepInfo
+from .._train import make_step, OnNonfinite
+from ._nonfinite import NotFiniteError, raised
 from ._processes import check_global
 from ._program import Program
-from ._signature import Key, Signature
+from ._signature import arguments, is_ready, Key, Signature
 from ._store import Compilation, Store
 
 
 # Steps of a learner without a planner that may be under way and not looked at.
 _AHEAD = 16
-
-
-class NotFiniteError(FloatingPointError):
-    """A step of which something is not finite. The state is as it was before that step."""
 
 
 class Learner:
@@ -92,6 +90,7 @@ class Learner:
         # The signature of the last state given out, which need not be looked at again.
         self._last: tuple[weakref.ref[State], Signature] | None = None
         self._key: Any = None
+        self._budget: tuple[Budget | None, Signature] | None = None
         self._unseen: collections.deque[tuple[int, StepInfo]] = collections.deque()
 
     @property
@@ -237,7 +236,11 @@ class Learner:
         - `signature`: of the state.
         - `rest`: from `arguments`.
         """
-        key = Key(signature, Signature("batch", rest[0]), Signature("key", rest[1:]))
+        batch, random, budget = rest
+        if self._budget is None or self._budget[0] is not budget:
+            self._budget = budget, Signature("budget", budget)
+        inputs = Signature("batch", batch), Signature("key", random), self._budget[1]
+        key = Key(signature, *inputs)
         # Equal ones as the same object, quicker to look up: they have hundreds of entries.
         if key != self._key:
             self._key = key
@@ -287,25 +290,11 @@ class Learner:
         """Notices steps, once they are done, that were not finite."""
         while self._unseen:
             call, info = self._unseen[0]
-            if not (self.strict or len(self._unseen) > _AHEAD or is_ready(info.flags)):
+            if not (self.strict or len(self._unseen) > _AHEAD or is_ready(info.signals)):
                 return
             self._unseen.popleft()
-            flags = np.asarray(info.flags)
-            if self.on_nonfinite == "raise" and flags[0] and not flags[1:].all():
-                raise NotFiniteError(said(state, flags, call))
-
-
-def said(state: State, flags: np.ndarray, step: int) -> str:
-    """What of a step is not finite, and what to do."""
-    return (
-        f"{not_finite(checked(state), flags, step)} The state is as it was before that step; "
-        "training can go on. `Learner(..., on_nonfinite='skip')` leaves such steps out."
-    )
-
-
-def is_ready(x: Any) -> bool:
-    """Whether an array is computed: does not wait for it."""
-    return x.is_ready()
+            if self.on_nonfinite == "raise" and info.covered and not info.finite:
+                raise NotFiniteError(raised(state, np.asarray(info.flags), call))
 
 
 def as_plan(plan: Plan | Mapping[str, int]) -> Plan:
@@ -315,19 +304,6 @@ def as_plan(plan: Plan | Mapping[str, int]) -> Plan:
     if not isinstance(plan, Mapping):
         raise ValueError(f"`plan` must be a `dn.Plan` or a dictionary, not {plan!r}.")
     return Plan(plan)
-
-
-def arguments(batch: PyTree, key: Any, budget: Budget | None) -> tuple[Any, Any, Any]:
-    """What a step takes beside the state. Floats in the batch become arrays, as under
-    `jax.jit`: else every new one would be a compilation.
-    """
-    if not (key is None or hasattr(key, "dtype")):
-        raise ValueError(f"`key` must be a key, as `jax.random.key(0)` gives, not {key!r}.")
-    if any(type(x) in (float, complex) for x in jtu.tree_leaves(batch)):
-        batch = jtu.tree_map(
-            lambda x: jnp.asarray(x) if type(x) in (float, complex) else x, batch
-        )
-    return batch, key, budget
 
 
 def _placed(x: Any, sharding: Any) -> Any:

@@ -1,4 +1,3 @@
-import copy
 import threading
 import weakref
 from collections.abc import Callable, Mapping
@@ -11,19 +10,21 @@ from .._custom_types import Cost
 from .._masks import Masks
 from .._misc import at_least
 from .._plan import Plan
-from .._train import State
+from .._state import State
 from ..ladders import buckets as ladders_of, Ladder, Rule
 from ._accepted import AcceptedInfo
 from ._compiler import Compiler
-from ._engine import Engine, same
+from ._engine import Engine
 from ._grid import Grid
-from ._learner import arguments, Learner, NotFiniteError
+from ._learner import Learner
+from ._nonfinite import NotFiniteError
 from ._planner_state import PlannerState
 from ._policy import AbstractPolicy
 from ._processes import alone
 from ._replay import optimum, Outcome, replay
 from ._report import summary
-from ._run import Given, Run
+from ._run import Given, Run, same
+from ._signature import arguments
 from ._timing import host_cost, Timing
 from ._trace import Trace
 from .policies import BreakEven, Oracle
@@ -180,7 +181,7 @@ class Planner:
         """
         rest = arguments(batch, key, self.learner.budget if budget is None else budget)
         with self._lock:
-            run, last = copy.copy(self._run), self._run.last
+            run, last = self._run.copy(), self._run.last
             if run.given is not None and state is run.given() and state is not run.returned:
                 if last is not None and all(a is b for a, b in zip(rest, last.rest)):
                     # The same call once more: an interrupt came before its result was taken.
@@ -207,7 +208,7 @@ class Planner:
         Raises `ValueError` if `state` is another one.
         """
         with self._lock:
-            run = copy.copy(self._run)
+            run = self._run.copy()
             if run.returned is None:
                 if state is None:
                     raise ValueError("No step was made yet: there is no state to give.")
@@ -263,7 +264,7 @@ class Planner:
                 "`step` or `finish`: look at it then."
             )
         with self._lock:
-            run = copy.copy(self._run)
+            run = self._run.copy()
             self._attempt(run, lambda: self._engine.settle(run))
             self._run = run
 

@@ -52,17 +52,18 @@ class PlannerState:
 
     def replace(self, **changes: Any) -> "PlannerState":
         """The same with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        # Not `dataclasses.replace`, which takes as long as a forecast.
+        new = object.__new__(PlannerState)
+        new.__dict__.update(self.__dict__, **changes)
+        return new
 
     def saw(
         self, active: Int[np.ndarray, " axes"], position: Float[np.ndarray, " axes"]
     ) -> "PlannerState":
         """With one more step that was accepted."""
-        return self.replace(
-            step=self.step + 1,
-            forecast=self.forecast.update(active, position),
-            recording=self.recording.record(active),
-        )
+        forecast = self.forecast.update(active, position)
+        recording = self.recording.record(active)
+        return self.replace(step=self.step + 1, forecast=forecast, recording=recording)
 
     def decide(
         self,

@@ -50,7 +50,8 @@ class Observation:
 
     def roomy(self, headroom: float) -> Plan:
         """The smallest plan that holds what is foreseen, and a share more."""
-        return self.grid.plan(self.grid.fit(with_room(self.expected, headroom)))
+        counts = with_room(self.expected, headroom) if headroom else self.expected
+        return self.grid.plan(self.grid.fit(counts))
 
 
 class AbstractPolicy(abc.ABC, Generic[_State]):

@@ -3,12 +3,16 @@ import weakref
 from concurrent.futures import Future
 from typing import Any
 
+import jax.tree_util as jtu
+
 from .._plan import Plan
-from .._train import State, StepInfo
+from .._state import State, StepInfo
 from ._accepted import AcceptedInfo
 from ._planner_state import PlannerState
 from ._program import Program
 from ._signature import Key, Signature
+from ._stopwatch import Lap
+from ._timing import Measured, Timing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,19 +45,6 @@ class Pending:
     traced_while_busy: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class Lap:
-    """Steps under one plan that are timed together.
-
-    - `samples`: how many laps this plan has had.
-    """
-
-    start: float
-    plan: Plan
-    samples: int
-    steps: int = 0
-
-
 class Rejected(Exception):
     """The plan of the steps in flight proved too small: none of them is accepted."""
 
@@ -69,7 +60,7 @@ class Run:
     - `actual`: the state after all steps that were started.
     - `returned`: as the caller has it. It may lack `redone` steps, which were done again since.
     - `given`: the state that the last call was given, with the batch `last`.
-    - `took_back`: whether that call began with steps that were done again.
+    - `clean`: whether that call did no steps again.
     - `todo`: batches whose steps were not accepted, before any new one.
     - `deferred`: a plan that is to be compiled, in so many calls at the latest.
     """
@@ -87,6 +78,14 @@ class Run:
     pending: Pending | None = None
     deferred: tuple[Plan, int] | None = None
     lap: Lap | None = None
+    # What plans cost, as long as what was measured is this.
+    timing: tuple[Measured, Timing] | None = None
+
+    def copy(self) -> "Run":
+        """The same, to work on."""
+        new = object.__new__(Run)
+        new.__dict__.update(self.__dict__)
+        return new
 
     def reject(self) -> None:
         """The steps in flight are to be done again. They left the state as it was."""
@@ -95,3 +94,9 @@ class Run:
         self.flight = ()
         self.lap = None
         self.planner = self.planner.replace(forecast=self.planner.forecast.forget())
+
+
+def same(a: State, b: State) -> bool:
+    """Whether two states hold the same arrays, and not only the same values."""
+    (xs, one), (ys, two) = jtu.tree_flatten(a), jtu.tree_flatten(b)
+    return one == two and all(x is y for x, y in zip(xs, ys))

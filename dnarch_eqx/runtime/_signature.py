@@ -116,6 +116,24 @@ class Key:
         return [(x.value, y.value) for x, y in differ]
 
 
+def arguments(batch: PyTree, key: Any, budget: PyTree) -> tuple[Any, Any, Any]:
+    """What a step takes beside the state. Floats in the batch become arrays, as under
+    `jax.jit`: else every new one would be a compilation.
+    """
+    if not (key is None or hasattr(key, "dtype")):
+        raise ValueError(f"`key` must be a key, as `jax.random.key(0)` gives, not {key!r}.")
+    if any(type(x) in (float, complex) for x in jtu.tree_leaves(batch)):
+        batch = jtu.tree_map(
+            lambda x: jnp.asarray(x) if type(x) in (float, complex) else x, batch
+        )
+    return batch, key, budget
+
+
+def is_ready(x: Any) -> bool:
+    """Whether an array is computed: does not wait for it."""
+    return x.is_ready()
+
+
 class _Static:
     """A leaf that is no array: 1, 1.0 and True are different ones."""
 

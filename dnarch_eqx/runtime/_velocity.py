@@ -7,6 +7,8 @@ from jaxtyping import Float, Real
 # Steps are taken together by so many; spans of so many of these have a mean each.
 _BLOCK = 16
 _SPANS = np.array([1, 4, 16, 64, 256])
+# How many steps each but the last span is gone by for.
+_REACH = _BLOCK * _SPANS[:-1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,6 +22,7 @@ class Velocity:
     $\sqrt n$ times what it is after one.
 
     - `peak`: the fastest of late, in positions a step.
+    - `still`: whether no axis is expected to rise, as while all shrink.
     - `fraction`: how much of the next position axes have when last seen, in [0, 1).
     """
 
@@ -34,6 +37,7 @@ class Velocity:
     _steps: int = 0
     _first: Float[np.ndarray, " axes"] | None = None  # of the block
     _last: Float[np.ndarray, " axes"] | None = None
+    still: bool = True
 
     @property
     def fraction(self) -> Float[np.ndarray, " axes"]:
@@ -50,11 +54,12 @@ class Velocity:
         if self._last is None or self._first is None:
             return dataclasses.replace(self, _first=position, _last=position)
         first, mean, square = self._first, self._mean, self._square
-        drift, spread = self._drift, self._spread
+        drift, spread, still = self._drift, self._spread, self.still
         peak = np.maximum((1 - 1 / _BLOCK) * self.peak, position - self._last)
         steps = self._steps + 1
         if steps < _BLOCK:
             drift = np.maximum(mean + (position - first) / steps, 0.0)
+            still = not (drift.any() or spread.any())
         elif steps % _BLOCK == 0:
             # Exponential means, and plain ones until there are as many blocks.
             new = 1 / np.minimum(steps // _BLOCK, _SPANS)[:, None]
@@ -66,8 +71,9 @@ class Velocity:
             # The mean over a block has a 16th of the variance of a step.
             spread = np.sqrt(_BLOCK * np.maximum(square - drift**2, 0.0))
             spread = np.where(spread >= 1e-4, spread, 0.0)
+            still = not (drift.any() or spread.any())
             first = position
-        return Velocity(peak, mean, square, drift, spread, steps, first, position)
+        return Velocity(peak, mean, square, drift, spread, steps, first, position, still)
 
     def rise(
         self, steps: Real[np.ndarray, "*n"] | float, deviations: float = 0.0
@@ -77,9 +83,10 @@ class Velocity:
         - `steps`: one horizon, or an array of them.
         - `deviations`: how many standard deviations more than expected, or fewer.
         """
-        span = np.minimum(np.searchsorted(_BLOCK * _SPANS, steps), len(_SPANS) - 1)
-        steps = np.asarray(steps, float)[..., None]
+        span = np.searchsorted(_REACH, steps)
+        if np.ndim(steps):
+            steps = np.asarray(steps, float)[:, None]
         rise = steps * self._drift[span]
         if deviations:
-            rise += deviations * np.sqrt(steps) * self._spread[span]
+            rise += (deviations * steps**0.5) * self._spread[span]
         return np.maximum(rise, 0.0)

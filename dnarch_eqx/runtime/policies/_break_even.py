@@ -107,18 +107,17 @@ def _grown(observation: Observation, headroom: float, left: float) -> Plan:
     """The plan to grow to: with room for as many steps as make up for a compilation, of those
     that are left.
     """
-    grid, timing = observation.grid, observation.timing
+    grid, timing, velocity = observation.grid, observation.timing, observation.velocity
+    if velocity.still or not timing.scale > 0:
+        return observation.roomy(headroom)
     # Nothing is taken to move on for longer than the run has lasted.
     most = int(min(max(observation.step, 1), left))
     horizons = 2 ** np.arange(most.bit_length())
-    rises = observation.velocity.rise(horizons, 1.0)
-    wanted = observation.expected
-    if timing.scale > 0 and rises.any():
-        # From where axes are between two counts: a whole block more is much.
-        position = observation.expected + observation.velocity.fraction
-        ahead = np.floor(position + rises + 1e-9).astype(int)
-        waste = [timing.step(sizes) for sizes in grid.fit(ahead)]
-        wanted = ahead[np.argmin(timing.compile / horizons + 0.5 * np.array(waste))]
+    # From where axes are between two counts: a whole block more is much.
+    position = observation.expected + velocity.fraction
+    ahead = np.floor(position + velocity.rise(horizons, 1.0) + 1e-9).astype(int)
+    waste = [timing.step(sizes) for sizes in grid.fit(ahead)]
+    wanted = ahead[np.argmin(timing.compile / horizons + 0.5 * np.array(waste))]
     return grid.plan(grid.fit(with_room(wanted, headroom)))
 
 
