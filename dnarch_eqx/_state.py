@@ -41,7 +41,7 @@ class StepInfo(eqx.Module):
     complexity: Float[Array, ""]
     metrics: PyTree
     flags: Bool[Array, " flags"]
-    signals: Float[Array, "2 1+axes"]
+    signals: Float[Array, "2 signals"]
 
     @property
     def covered(self) -> Any:

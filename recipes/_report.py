@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
+import jax.tree_util as jtu
+
 import dnarch_eqx as dn
 from recipes import _folder, _pictures
 from recipes._train import Run
@@ -13,7 +16,8 @@ from recipes._train import Run
 def write(folder: Path, run: Run) -> str:
     """Writes `report.md` and its pictures, and gives the report without these."""
     metric = next(iter(run.test))
-    path, steps = run.trajectory.masks, run.trajectory.steps
+    path = jtu.tree_map(jnp.asarray, dict(run.trajectory.masks))
+    steps = run.trajectory.steps
     pictures = _pictures.draw_run(folder, path, steps, run.rows, run.compilations, metric)
     text = _text(run)
     shown = "".join(f"\n![{name}]({name}.png)\n" for name in pictures)

@@ -21,7 +21,6 @@ from helpers import (
     moved,
     same,
     squares,
-    tight,
 )
 
 import dnarch_eqx as dn
@@ -30,7 +29,7 @@ from dnarch_eqx import runtime as rt
 
 pytestmark = pytest.mark.usefixtures("standard", "quick")
 
-LADDERS = {"h0": tuple(range(2, 25)), "h1": tuple(range(2, 25))}
+LADDERS = {"h0": tuple(range(2, 25, 2)), "h1": tuple(range(3, 25, 3))}
 PLAN = dn.Plan({"h0": 16, "h1": 12})
 
 
@@ -108,12 +107,11 @@ def test_training_across_boundaries_is_training_at_full_capacity(x64, getkey):
     plans, losses = [], []
     for _ in range(steps):
         plans.append(dn.plan(a.masks, LADDERS))
-        assert plans[-1] == dn.Plan(tight(a.masks))
         a, info_a = lean.step(a, batch, plans[-1])
         b, info_b = full.step(b, batch, dn.Plan())
         assert info_a.covered and info_b.covered
         losses.append((float(info_a.loss), float(info_b.loss)))
-    assert len(set(plans)) >= 10
+    assert len(set(plans)) >= 6
     assert len(lean.compilations) == len(set(plans)) and len(full.compilations) == 1
     got, wanted = np.array(losses).T
     np.testing.assert_allclose(got, wanted, rtol=1e-8)

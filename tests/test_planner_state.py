@@ -15,7 +15,7 @@ from dnarch_eqx import runtime as rt
 from dnarch_eqx.runtime import PlannerState
 
 
-few = hp.settings(max_examples=6, deadline=None, derandomize=True)
+few = hp.settings(max_examples=5, deadline=None, derandomize=True)
 GRID = ladder_grid({"a": tuple(range(1, 25)), "k": tuple(range(1, 26, 2))})
 
 

@@ -39,7 +39,7 @@ def batches(n: int, batch_size: int, key) -> list[list[int]]:
     return [[i for i in range(n) if bits >> i & 1] for bits in y["bits"].tolist()]
 
 
-@pytest.mark.parametrize("n, batch_size", [(12, 4), (10, 4), (7, 6), (5, 5), (3, 1)])
+@pytest.mark.parametrize("n, batch_size", [(12, 4), (10, 4), (5, 5)])
 def test_predict(n, batch_size, getkey):
     found = batches(n, batch_size, getkey())
     # Whole batches, of different examples, each with the one that it is for.

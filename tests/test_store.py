@@ -227,7 +227,7 @@ def test_floats_are_traced():
     assert len(learner.compilations) == seen + 1
 
 
-@hp.settings(max_examples=60, deadline=None, derandomize=True)
+@hp.settings(max_examples=40, deadline=None, derandomize=True)
 @hp.given(
     *2
     * [

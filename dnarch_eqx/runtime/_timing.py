@@ -67,6 +67,7 @@ class Measured:
     overhead: float = 0.0
 
     def timing(self, cost: Callable[[Any], float]) -> Timing:
+        """What plans cost by it, given the cost of sizes in its own units."""
         return Timing(cost, self.compile, self.scale, self.overhead)
 
     def taken(self, plan: Plan) -> tuple[float, ...]:
