@@ -17,7 +17,7 @@ from ._budget import Budget as Budget
 from ._cost import parameter_cost as parameter_cost
 from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
 from ._gaussian import Gaussian as Gaussian
-from ._layout import capacities as capacities, check as check
+from ._layout import capacities as capacities
 from ._masks import (
     AbstractMask as AbstractMask,
     Masks as Masks,
@@ -25,10 +25,11 @@ from ._masks import (
 )
 from ._materialize import (
     AbstractFreezable as AbstractFreezable,
+    check as check,
     freeze as freeze,
     materialize as materialize,
 )
-from ._optim import adamw as adamw
+from ._optim import adamw as adamw, partition as partition
 from ._plan import exact as exact, Plan as Plan, plan as plan
 from ._report import (
     describe as describe,

@@ -229,7 +229,3 @@ def _shape(path: str, node, spec: Axes) -> tuple[int, ...]:
             f"{path!r} has {len(shape)} dimensions, {shape}, but its axes are {spec}."
         )
     return shape
-
-
-# `dnarch_eqx.check` is in `_materialize`.
-check = resolve

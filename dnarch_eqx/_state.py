@@ -9,8 +9,8 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._axes import AxisMap
-from ._layout import check
 from ._masks import AbstractMask, as_single, check_masks, Masks
+from ._materialize import check
 
 
 class State(eqx.Module):

@@ -80,7 +80,7 @@ def run(size, target, *, background, policy=None, each=None, distinct=2):
     plans, infos = [], []
     for x in batches():
         state, info = planner.step(state, placed(x, "batch"))
-        plans.append(planner.plan["h"])
+        plans.append(dict(planner.plan or {})["h"])
         infos.append(info)
         if each is not None:
             each(info)

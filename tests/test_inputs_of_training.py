@@ -1,3 +1,4 @@
+# pyright: reportArgumentType=false
 """Bad and odd input to learners and planners: a clear error that names the argument, before
 anything is computed; or something sound.
 """

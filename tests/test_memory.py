@@ -28,8 +28,8 @@ def faults(first: str) -> int:
 
 def test_memory_is_kept():
     if platform.libc_ver()[0] != "glibc":
-        assert not dn.keep_memory()
+        assert not dn.runtime.keep_memory()
         return
     # In pages of 2 MiB, if the system gives those, 256; in the usual ones 131,072.
     assert faults("import dnarch_eqx") >= 200
-    assert faults("import dnarch_eqx as dn; assert dn.keep_memory()") < 60
+    assert faults("import dnarch_eqx as dn; assert dn.runtime.keep_memory()") < 60

@@ -6,6 +6,7 @@ import itertools as it
 import sys
 import time
 import warnings
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -210,7 +211,7 @@ def run_schedule(traces, seed):
     policy = [runtime.EveryStep(), runtime.BreakEven(), runtime.Hysteresis(), runtime.Every(2)][
         rng.integers(4)
     ]
-    options = dict(
+    options: dict[str, Any] = dict(
         background=bool(chance(0.5)),
         in_flight=int(rng.integers(1, 6)),
         headroom=float(rng.choice([0.0, 0.3])),
@@ -219,7 +220,7 @@ def run_schedule(traces, seed):
     planner = dn.Planner(learner, masks, LADDERS, policy, **options)
     state, ref = learner.init(net, masks), plain.init(net, masks)
     saved, infos, wanted = (state, ref), [], []
-    happened = dict.fromkeys(("refused", "failed", "interrupted", "not finite"), 0)
+    happened: dict[str, int] = dict.fromkeys(("refused", "failed", "interrupted", "not finite"), 0)
     finish = lambda: patiently(lambda: planner.finish(state), happened)
     traces.seconds = float(rng.choice([0.0, 0.002]))
     for step in range(STEPS):
@@ -283,7 +284,7 @@ def run_schedule(traces, seed):
         np.testing.assert_allclose(got.loss, info.loss, rtol=1e-8, err_msg=f"{seed} {i}")
         np.testing.assert_array_equal(got.metrics["value"], got.loss)
         np.testing.assert_array_equal(got.active, info.active, err_msg=f"{seed} {i}")
-    assert planner.plan.covers(state.masks)
+    assert planner.plan is not None and planner.plan.covers(state.masks)
     return happened
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Int
 
 from .._masks import Masks
 from .._plan import Plan
-from ..ladders import check_ladder, Ladder
+from ..ladders import Ladder, ladders_of
 
 
 # Everything in this folder that decides on plans is plain numpy on vectors with an entry an
@@ -27,12 +27,9 @@ class Grid:
 
         Raises `ValueError` for ladders that do not rise or do not end at the capacity.
         """
-        if unknown := set(buckets) - set(masks):
-            raise ValueError(f"`buckets` names axes without a mask: {sorted(unknown)}.")
         self.axes = tuple(sorted(masks))
-        ladders = [tuple(buckets.get(axis, (masks[axis].capacity,))) for axis in self.axes]
-        for axis, ladder in zip(self.axes, ladders):
-            check_ladder(axis, ladder, masks[axis])
+        checked = ladders_of(masks, buckets)
+        ladders = [checked[axis] for axis in self.axes]
         most = max(map(len, ladders), default=1)
         padded = [(*ladder, *(most - len(ladder)) * ladder[-1:]) for ladder in ladders]
         rows = np.array(padded, int).reshape(len(self.axes), most)

@@ -11,7 +11,7 @@ from .._masks import Masks
 from .._misc import at_least
 from .._plan import Plan
 from .._state import State
-from ..ladders import buckets as ladders_of, Ladder, Rule
+from ..ladders import buckets as by_rule, Ladder, ladders_of, Rule
 from ._accepted import AcceptedInfo
 from ._compiler import Compiler
 from ._engine import Engine
@@ -95,12 +95,12 @@ class Planner:
         if not isinstance(policy, AbstractPolicy):
             raise ValueError(f"`policy` must be a policy, as `BreakEven()`, not {policy!r}.")
         if buckets is None or callable(buckets):
-            buckets = ladders_of(masks, buckets)
+            buckets = by_rule(masks, buckets)
         if cost is None and learner.budget is not None:
             cost = learner.budget.cost
         self.learner = learner
         self._masks = dict(masks)
-        self._buckets = {axis: tuple(ladder) for axis, ladder in buckets.items()}
+        self._buckets = ladders_of(masks, buckets)
         self._grid = Grid(masks, self._buckets)
         self._engine = Engine(
             learner,
