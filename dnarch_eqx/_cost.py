@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -43,10 +44,20 @@ def parameter_cost(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> 
                 if path.startswith(prefix + "[")
             )
             terms.append((tuple(part for dim in dims for part in dim), above))
-    known = capacities(model, axes, masks)
+    return _ParameterCost(tuple(terms), tuple(capacities(model, axes, masks).items()))
 
-    def cost(sizes: Sizes) -> Float[Array, ""]:
-        check_sizes(sizes, known)
+
+@dataclasses.dataclass(frozen=True)
+class _ParameterCost:
+    """Of arrays of these factors, in elements of sequences. Comparable, as programs depend on
+    it: one that is made again is the same.
+    """
+
+    terms: tuple[tuple[tuple[Factor, ...], tuple[tuple[Factor, int], ...]], ...]
+    capacities: tuple[tuple[str, int], ...]
+
+    def __call__(self, sizes: Sizes) -> Float[Array, ""]:
+        check_sizes(sizes, dict(self.capacities))
 
         def size(part: Factor) -> Float[Array, ""]:
             return as_float(
@@ -54,14 +65,12 @@ def parameter_cost(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> 
             )
 
         total = as_float(0.0)
-        for parts, above in terms:
+        for parts, above in self.terms:
             count = math.prod((size(part) for part in parts), start=as_float(1.0))
             for part, index in above:
                 count = count * present(size(part), part.capacity)[index]
             total = total + count
         return total
-
-    return cost
 
 
 def check_sizes(sizes: Any, capacities: Mapping[str, int]) -> None:

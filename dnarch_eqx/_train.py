@@ -185,8 +185,10 @@ def _check_state(state: Any, optim: optax.GradientTransformation) -> None:
                     "keep masks in float32, as `Learner.init` gives them."
                 )
     arrays = eqx.filter((state.model, state.masks), eqx.is_inexact_array)
-    wanted = jtu.tree_structure(jax.eval_shape(optim.init, arrays))
-    if wanted != (given := jtu.tree_structure(state.opt_state)):
+    wanted, given = jax.eval_shape(optim.init, arrays), state.opt_state
+    shapes = lambda tree: [getattr(x, "shape", None) for x in jtu.tree_leaves(tree)]
+    same = jtu.tree_structure(wanted) == jtu.tree_structure(given)
+    if not same or shapes(wanted) != shapes(given):
         raise ValueError(
             "`state.opt_state` is not that of this learner's optimizer and model; "
             f"`Learner.init` makes it. Wanted\n{wanted}\nand got\n{given}."

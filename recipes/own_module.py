@@ -155,8 +155,8 @@ def main(config: Config) -> None:
     for i, batch in zip(range(config.steps), digits.batches(config.batch_size, config.seed)):
         state, info = planner.step(state, batch)
         if i % 50 == 0 or i == config.steps - 1:
-            numbers = f"loss {info.loss:.3f}  complexity {info.complexity:.3f}"
-            print(f"{i:4d}  {numbers}  {planner.plan}")
+            compiled = f"compilations {len(learner.compilations)}"
+            print(f"{i:4d}  loss {info.loss:.3f}  complexity {info.complexity:.3f}  {compiled}")
     state = planner.finish(state)
 
     small = dn.freeze(state.model, where, state.masks)

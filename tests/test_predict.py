@@ -1,5 +1,8 @@
 """Predictions of networks that normalise by the statistics of their batch."""
 
+import gc
+import weakref
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,6 @@ from helpers import same
 
 import dnarch_eqx as dn
 from dnarch_eqx import runtime as rt
-from dnarch_eqx.runtime import _predict
 
 
 class Batch(eqx.Module):
@@ -76,13 +78,28 @@ def test_networks_that_are_alike_are_compiled_once(getkey):
     np.testing.assert_allclose(y, 3 * (np.arange(12) - 5.5), rtol=1e-6)
 
 
+class Add:
+    """No module: another network each time."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self, x):
+        return x + self.number
+
+
 def test_networks_are_not_kept_for_ever(getkey):
-    """Each of these is another one, as it is no array."""
     x, key = jnp.arange(4.0), getkey()
-    for i in range(20):
-        y = dn.predict(lambda x: x + i, x, batch_size=2, key=key)
+
+    def used(i: int) -> weakref.ref:
+        net = Add(i)
+        y = dn.predict(net, x, batch_size=2, key=key)
         assert y.tolist() == [i, i + 1, i + 2, i + 3]
-    assert len(_predict._networks) <= 8
+        return weakref.ref(net)
+
+    nets = [used(i) for i in range(20)]
+    gc.collect()
+    assert sum(net() is not None for net in nets) <= 8
 
 
 @pytest.mark.parametrize("batch_size", [0, 13, -1])

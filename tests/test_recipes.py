@@ -207,7 +207,10 @@ def test_damaged_data_are_all_that_is_said(tmp_path):
     "options, match",
     [
         (Options(overrides=Overrides(dropout=2.0)), r"`dropout` must lie in \[0, 1\), got 2.0"),
-        (Options(overrides=Overrides(learning_rate=-1.0)), "`learning_rate` must be positive"),
+        (
+            Options(overrides=Overrides(learning_rate=-1.0)),
+            "`learning_rate` must be a positive",
+        ),
         (Options(variant="s4d"), "`variant` s4d is for classes of single sequences"),
     ],
 )
@@ -685,8 +688,9 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
     again = _train.train(task, settings, tmp_path / "two", watch=seen.append)
     assert seen == [6, 8]
     assert_same(run, again)
-    # Every plan was taken at the same step, and what is to come would be decided alike, too.
-    assert len(planned(tmp_path / "one")["switches"]) > 1
+    # Plans were taken at the same steps, and what is to come would be decided alike, too.
+    switches = [step for step, _ in planned(tmp_path / "one")["switches"]]
+    assert min(switches) == 0 and max(switches) > 4
     assert planned(tmp_path / "one") == planned(tmp_path / "two")
 
     # What is there is complete: a run that is done is not done again.
@@ -730,17 +734,22 @@ from recipes import _train
 task, settings = test_recipes.toy()
 _train.train(task, settings, Path(sys.argv[1]))
 """
-    contents = []
-    for name in ("one", "two"):
-        folder = tmp_path / name
-        done = subprocess.run(
+    folders = [tmp_path / "one", tmp_path / "two"]
+    running = [
+        subprocess.Popen(
             [sys.executable, "-c", code, str(folder)],
             cwd=Path(__file__).parent,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-            capture_output=True,
+            stderr=subprocess.PIPE,
             text=True,
         )
-        assert done.returncode == 0, done.stderr
+        for folder in folders
+    ]
+    for process in running:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    contents = []
+    for folder in folders:
         files = ("checkpoint.eqx", "deployed.eqx", "config.json")
         with np.load(folder / "trajectory.npz") as file:
             saved = {name: array.tobytes() for name, array in file.items()}

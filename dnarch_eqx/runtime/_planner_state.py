@@ -135,10 +135,12 @@ class PlannerState:
         known |= {type(x).__name__: type(x) for x in _dataclasses(policy.init())}
         try:
             state = _decoded(json.loads(text), known)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"This is no planner's state under {policy}: {error!r}.") from None
         if not isinstance(state, PlannerState):
             raise ValueError(f"This is no planner's state, but {type(state).__name__}.")
+        if type(state.policy) is not type(policy.init()):
+            raise ValueError(f"This is no planner's state under {policy}.")
         return state
 
 

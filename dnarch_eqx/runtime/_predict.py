@@ -1,3 +1,4 @@
+import functools as ft
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -52,14 +53,16 @@ def predict(
     return jtu.tree_map(lambda *ys: jnp.concatenate(ys)[:n][back], *outputs)
 
 
-_networks = Store(keep=8)
+@ft.cache
+def _networks() -> Store:
+    return Store(keep=8)
 
 
 def _call(net: Callable, x: PyTree) -> PyTree:
     key = Key(Signature("net", net), Signature("x", x))
-    program = _networks.get(Plan(), key)
+    program = _networks().get(Plan(), key)
     if program is None:
         run = lambda net, x: net(x)
         program = Program(run, (net, x), name="a network to predict with").compile()
-        _networks.put(Plan(), key, program, call=0)
+        _networks().put(Plan(), key, program, call=0)
     return program(net, x)

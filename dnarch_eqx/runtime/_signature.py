@@ -160,7 +160,7 @@ def _leaf(x: Any, devices: set[Any]) -> Hashable:
         raise _Unfit("is being traced", x)
     sharding = getattr(x, "sharding", None)
     if sharding is None:
-        if x.dtype.kind in "OSUMm" and not jnp.issubdtype(x.dtype, jax.dtypes.extended):
+        if not jnp.issubdtype(x.dtype, jax.dtypes.extended) and x.dtype.kind in "OSUMm":
             raise _Unfit(f"is an array of {x.dtype}", x)
     elif len(sharding.device_set) == 1:
         if getattr(x, "committed", True):

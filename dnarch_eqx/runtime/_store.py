@@ -121,10 +121,11 @@ class Store:
                 f"`Learner(..., keep={2 * self._keep})`.",
             )
         changes = [key.changes(other) for other_plan, other in self._held if other_plan == plan]
-        for (new, old), *_ in filter(None, changes[1:]):
+        changes = list(filter(None, changes))
+        for (new, old), *_ in changes[1:]:
             self._say(
                 "static",
-                f"{step} is compiled for the {len(changes) + 1}th time, since something that "
+                f"{step} is compiled once more, since something that "
                 f"is no array has changed from {old!r} to {new!r}. Make it an array.",
             )
 

@@ -109,8 +109,16 @@ class Recording:
         blocks, stride = (*self.blocks, np.stack(self.tail[:-1])), self.stride
         if sum(map(len, blocks)) > _MOST:
             rows, stride = np.concatenate(blocks), 2 * stride
-            _, starts = np.unique(rows[:, 0] // stride, return_index=True)
+            windows, starts = np.unique(rows[:, 0] // stride, return_index=True)
             merged = np.maximum.reduceat(rows, starts, axis=0)
             merged[:, 0] = rows[starts, 0]
-            blocks = (merged,)
+            # From the end of its window on a count is what it was last.
+            last = rows[np.append(starts[1:], len(rows)) - 1].copy()
+            last[:, 0] = (windows + 1) * stride
+            until = np.append(rows[starts[1:], 0], self.tail[-1][0])
+            held = (last[:, 0] < until) & (last[:, 1:] != merged[:, 1:]).any(1)
+            rows = np.concatenate([merged, last[held]])
+            rows = rows[np.argsort(rows[:, 0], kind="stable")]
+            changed = (rows[1:, 1:] != rows[:-1, 1:]).any(1)
+            blocks = (rows[np.concatenate([[True], changed])],)
         return Recording(self.length, stride, blocks, self.tail[-1:])
