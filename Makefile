@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv
 	$(BIN)/python -m recipes.quickstart
 
+# A file to a worker at a time, as tests of a file share what they compile.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 slow: .venv
 	$(BIN)/python -m pytest -m slow

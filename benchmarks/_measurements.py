@@ -181,7 +181,7 @@ def constant_masks(name: str, case: Case) -> Callable[[Lab], Result]:
     def measure(lab: Lab) -> Result:
         found = lab.time(case, "step", "constant_masks")
         share = 1 - found["constant_masks"]["median"] / found["step"]["median"]
-        rows = [Row(f"{name}/masks", share, "of the step")]
+        rows = [Row(f"{name}/step/masks_by_timing", share, "of the step")]
         return rows, {"how": "timing", "case": dataclasses.asdict(case), "seconds": found}
 
     return measure

@@ -1,6 +1,9 @@
 """Learns the architecture of a network along with its weights: see the README."""
 
-from importlib.metadata import version as _version
+from importlib.metadata import (
+    PackageNotFoundError as _PackageNotFoundError,
+    version as _version,
+)
 
 from . import ladders as ladders, nn as nn, runtime as runtime
 from ._axes import (
@@ -52,4 +55,7 @@ from .ladders import buckets as buckets, Ladder as Ladder, Rule as Rule
 from .runtime import Learner as Learner, Planner as Planner, predict as predict
 
 
-__version__ = _version("dnarch_eqx")
+try:
+    __version__ = _version("dnarch_eqx")
+except _PackageNotFoundError:  # a bare checkout
+    __version__ = "0"

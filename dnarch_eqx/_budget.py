@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ._custom_types import Cost, Sizes
 from ._masks import Masks
-from ._misc import as_float, in_range
+from ._misc import as_float, computed_once, in_range
 from ._sizes import sizes
 
 
@@ -60,7 +60,8 @@ class Budget(eqx.Module):
 
     def complexity(self, masks: Masks) -> Float[Array, ""]:
         """The present complexity over the target."""
-        return self._of(sizes(masks)) / lax.stop_gradient(self.target)
+        complexity = self._of(sizes(masks)) / lax.stop_gradient(self.target)
+        return computed_once(complexity)  # every mask's gradient reads it
 
     def reachable(self, masks: Masks) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """The complexities over the target of the smallest and of the largest network that the

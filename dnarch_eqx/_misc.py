@@ -106,3 +106,11 @@ def constant(x: Float[Array, "*shape"] | Constant) -> Constant:
 def value(x: Float[Array, "*shape"] | Constant) -> Float[Array, "*shape"]:
     """The array that `x` is or keeps."""
     return x() if isinstance(x, Constant) else x
+
+
+def computed_once(x: Float[Array, ""]) -> Float[Array, ""]:
+    """The same number, for very many readers. XLA copies all that a scalar is computed from
+    into each of them, and compiles for minutes where there are hundreds: not through a sum
+    like this one (nor is there another way to tell it: an optimization barrier does not help).
+    """
+    return jnp.cumsum(jnp.stack([x / 2, x / 2]))[1]

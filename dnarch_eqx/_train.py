@@ -16,6 +16,7 @@ from ._budget import Budget
 from ._custom_types import Loss
 from ._masks import Masks, with_learned
 from ._materialize import materialize
+from ._misc import computed_once
 from ._sizes import project
 from ._state import State, StepInfo
 
@@ -105,6 +106,7 @@ def make_step(
         # A step that cropped an active position is not accepted: nothing changes.
         finite = jnp.all(flags[1:])
         accepted = covered if on_nonfinite == "ignore" else covered & finite
+        accepted = computed_once(accepted.astype(jnp.float32)) > 0.5
         new = _where(accepted, State(model, masks, opt_state, state.step + 1), state)
         first = jnp.stack([covered, finite]).astype(jnp.float32)[:, None]
         signals = jnp.concatenate([first, counts], axis=1)
@@ -186,7 +188,7 @@ def _check_state(state: Any, optim: optax.GradientTransformation) -> None:
                 )
     arrays = eqx.filter((state.model, state.masks), eqx.is_inexact_array)
     wanted, given = jax.eval_shape(optim.init, arrays), state.opt_state
-    shapes = lambda tree: [getattr(x, "shape", None) for x in jtu.tree_leaves(tree)]
+    shapes = lambda tree: [getattr(x, "shape", ()) for x in jtu.tree_leaves(tree)]
     same = jtu.tree_structure(wanted) == jtu.tree_structure(given)
     if not same or shapes(wanted) != shapes(given):
         raise ValueError(

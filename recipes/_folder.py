@@ -170,6 +170,45 @@ class Trajectory:
         return Trajectory(trace, at, jtu.tree_structure(dict(masks)).unflatten(values))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Where a run is, and all that it goes on from.
+
+    - `step`: how many steps are done.
+    - `state`: what is trained.
+    - `planner`: what plans follow from; `None` before the first step.
+    - `trajectory`: how the architecture came about.
+    """
+
+    step: int
+    state: dn.State
+    planner: dn.runtime.PlannerState | None
+    trajectory: Trajectory
+
+    def save(self, folder: Path) -> None:
+        """Writes `trajectory.npz` and `checkpoint.eqx`."""
+        assert self.planner is not None
+        self.trajectory.save(folder / "trajectory.npz")
+        header = {"step": self.step, "planner": self.planner.to_json()}
+        save(folder / "checkpoint.eqx", header, self.state)
+
+    @staticmethod
+    def load(folder: Path, start: dn.State, policy: dn.runtime.AbstractPolicy) -> "Checkpoint":
+        """What the folder has, or the start of the run.
+
+        Raises a `ValueError` if it is damaged.
+        """
+        if not (path := folder / "checkpoint.eqx").is_file():
+            return Checkpoint(0, start, None, Trajectory.start(start.masks))
+        header, state = load(path, lambda _: start)
+        planner = dn.runtime.PlannerState.from_json(header["planner"], policy)
+        trace = planner.recording.trace(tuple(sorted(state.masks)))
+        # It may have been written for a checkpoint that was not.
+        trajectory = Trajectory.load(folder / "trajectory.npz", state.masks)
+        step = header["step"]
+        return Checkpoint(step, state, planner, trajectory.until(step, trace))
+
+
 def _parameters(masks: dn.Masks) -> list[tuple[str, Any]]:
     """The parameters of masks by their names, `AXIS.PARAMETER`, in the order of the leaves."""
     return [

@@ -1,10 +1,9 @@
 """One run: training under a budget, checkpoints to go on from, and the deployed network.
 
 A run by the policy "reproducible" follows from its settings and data alone, bit for bit on one
-machine: nothing that decides on plans looks at the clock, as steps and compilations are
-supposed to take what the complexity says, and steps are looked at one by one. One that was
-interrupted and gone on with is the same run: a checkpoint has the state of the training and
-that of the planner, which is all that later steps and plans follow from.
+machine: see `recipes._planner`. One that was interrupted and gone on with is the same run: a
+checkpoint has the state of the training and that of the planner, and all later steps and plans
+follow from these.
 """
 
 import dataclasses
@@ -23,9 +22,8 @@ import optax
 from tqdm import tqdm
 
 import dnarch_eqx as dn
-from dnarch_eqx import nn
-from recipes import _folder, _network, _rivals
-from recipes._folder import Trajectory
+from recipes import _folder, _network, _planner, _rivals
+from recipes._folder import Checkpoint, Trajectory
 from recipes._network import Built, Network
 from recipes._settings import Settings
 from recipes._task import held, Task
@@ -59,45 +57,6 @@ class Run:
     compilations: list[dict[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Checkpoint:
-    """Where a run is, and all that it goes on from.
-
-    - `step`: how many steps are done.
-    - `state`: what is trained.
-    - `planner`: what plans follow from; `None` before the first step.
-    - `trajectory`: how the architecture came about.
-    """
-
-    step: int
-    state: dn.State
-    planner: dn.runtime.PlannerState | None
-    trajectory: Trajectory
-
-    def save(self, folder: Path) -> None:
-        """Writes `trajectory.npz` and `checkpoint.eqx`."""
-        assert self.planner is not None
-        self.trajectory.save(folder / "trajectory.npz")
-        header = {"step": self.step, "planner": self.planner.to_json()}
-        _folder.save(folder / "checkpoint.eqx", header, self.state)
-
-    @staticmethod
-    def load(folder: Path, start: dn.State, policy: dn.runtime.AbstractPolicy) -> "Checkpoint":
-        """What the folder has, or the start of the run.
-
-        Raises a `ValueError` if it is damaged.
-        """
-        if not (path := folder / "checkpoint.eqx").is_file():
-            return Checkpoint(0, start, None, Trajectory.start(start.masks))
-        header, state = _folder.load(path, lambda _: start)
-        planner = dn.runtime.PlannerState.from_json(header["planner"], policy)
-        trace = planner.recording.trace(tuple(sorted(state.masks)))
-        # It may have been written for a checkpoint that was not.
-        trajectory = Trajectory.load(folder / "trajectory.npz", state.masks)
-        step = header["step"]
-        return Checkpoint(step, state, planner, trajectory.until(step, trace))
-
-
 def train(
     task: Task,
     settings: Settings,
@@ -116,12 +75,13 @@ def train(
     open_run(task, settings, folder)
     built = build(task.network, settings)
     learner = _learner(task, settings, built)
-    now = Checkpoint.load(folder, learner.init(built.model, built.masks), _policy(settings))
+    start = learner.init(built.model, built.masks)
+    now = Checkpoint.load(folder, start, _planner.policy(settings))
     for name in ("metrics.jsonl", "compilations.jsonl"):
         # What was written after the checkpoint will be written again.
         rows = [row for row in _folder.read_lines(folder / name) if row["step"] <= now.step]
         _folder.write_lines(folder / name, rows)
-    planner = _planner(learner, settings, built.masks, now.planner)
+    planner = _planner.make(learner, settings, built.masks, now.planner)
     data = batches(
         task.splits.train,
         settings.batch_size,
@@ -239,48 +199,6 @@ def _learner(task: Task, settings: Settings, built: Built) -> dn.Learner:
     return dn.Learner(task.loss, _optim(settings), built.axes, budget)
 
 
-def _policy(settings: Settings) -> dn.runtime.AbstractPolicy:
-    return dn.runtime.BreakEven(steps=settings.steps)
-
-
-def _planner(
-    learner: dn.Learner,
-    settings: Settings,
-    masks: dn.Masks,
-    state: dn.runtime.PlannerState | None,
-) -> dn.Planner:
-    """The planner of the whole run, from its start or from where it was."""
-    buckets, known = _buckets(settings, masks), {}
-    if settings.policy == "reproducible":
-        assert learner.budget is not None
-        grid = dn.runtime.Grid(masks, buckets)
-        timing = dn.runtime.Timing(
-            dn.runtime.host_cost(learner.budget.cost, grid),
-            compile=settings.compile_steps * float(learner.budget.target),
-        )
-        known = {"timing": timing, "background": False, "in_flight": 1}
-    return dn.Planner(
-        learner,
-        masks,
-        buckets,
-        _policy(settings),
-        headroom=settings.headroom,
-        state=state,
-        **known,
-    )
-
-
-def _buckets(settings: Settings, masks: dn.Masks) -> dict[str, dn.Ladder]:
-    # Fine ones: the policy sees to it that there are few compilations. But coarse ones for
-    # kernels, which are rendered once for all examples, and in narrow networks for resolutions:
-    # to bring features back costs there what a grid smaller by a quarter saves.
-    narrow = settings.width < 64
-    fine = nn.buckets(masks, ratio=1.06, multiple=2 if narrow else 8)
-    coarse = nn.buckets(masks, ratio=1.5)
-    parts = (".kernel", ".resolution") if narrow else (".kernel",)
-    return {axis: (coarse if any(p in axis for p in parts) else fine)[axis] for axis in masks}
-
-
 #
 # The parts of a run.
 #
@@ -312,11 +230,7 @@ def _segment(
             infos, start = [], time.perf_counter()
         for compilation in planner.learner.compilations[known:]:
             _folder.append(folder / "compilations.jsonl", _described(step, compilation))
-    planned = planner.state
-    if settings.policy == "reproducible":
-        # No plan goes by what compilations took, which differs from run to run.
-        planned = planned.replace(measured=dn.runtime.Measured())
-    return Checkpoint(end, state, planned, trajectory)
+    return Checkpoint(end, state, _planner.saved(settings, planner), trajectory)
 
 
 def _means(infos: list[dn.runtime.AcceptedInfo]) -> dict[str, float]:

@@ -220,7 +220,8 @@ def run_schedule(traces, seed):
     planner = dn.Planner(learner, masks, LADDERS, policy, **options)
     state, ref = learner.init(net, masks), plain.init(net, masks)
     saved, infos, wanted = (state, ref), [], []
-    happened: dict[str, int] = dict.fromkeys(("refused", "failed", "interrupted", "not finite"), 0)
+    kinds = ("refused", "failed", "interrupted", "not finite")
+    happened: dict[str, int] = dict.fromkeys(kinds, 0)
     finish = lambda: patiently(lambda: planner.finish(state), happened)
     traces.seconds = float(rng.choice([0.0, 0.002]))
     for step in range(STEPS):
