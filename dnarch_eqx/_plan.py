@@ -138,6 +138,15 @@ def plan(masks: Masks, buckets: Mapping[str, Ladder], *, headroom: float = 0.0) 
     return Plan(sizes)
 
 
+def as_plan(plan: Plan | Mapping[str, int]) -> Plan:
+    """A plan, from any mapping. Raises `ValueError` for what is none."""
+    if isinstance(plan, Plan):
+        return plan
+    if not isinstance(plan, Mapping):
+        raise ValueError(f"`plan` must be a `dn.Plan` or a dictionary, not {plan!r}.")
+    return Plan(plan)
+
+
 def check_covers(plan: Mapping[str, int], masks: Masks) -> None:
     """Raises `ValueError` if an active position is cropped, naming axis and sizes."""
     cropped = {

@@ -19,7 +19,7 @@ from .._custom_types import Loss
 from .._masks import Masks
 from .._materialize import materialize
 from .._misc import at_least
-from .._plan import check_covers, Plan
+from .._plan import as_plan, check_covers, Plan
 from .._state import init, State, StepInfo
 from .._train import make_step, OnNonfinite
 from ._nonfinite import NotFiniteError, raised
@@ -112,7 +112,7 @@ class Learner:
                     "The budget's `target` is out of reach: with these masks the complexity "
                     f"goes from {lowest:.4g} to {highest:.4g} times as much."
                 )
-        # Or the model and the masks that the user has would be gone with the first step.
+        # Or the user's own model and masks would be gone with the first step.
         copied = lambda x: jnp.copy(x) if self._donate and eqx.is_array(x) else x
         return jtu.tree_map(copied, state)
 
@@ -204,9 +204,7 @@ class Learner:
             self._networks.put(plan, key, program, self._calls)
         return eqx.nn.inference_mode(program(state.model, state.masks))
 
-    #
     # What a planner needs beside.
-    #
 
     def signature(self, state: State) -> Signature:
         """What the program of a step depends on of a state.
@@ -295,15 +293,6 @@ class Learner:
             self._unseen.popleft()
             if self.on_nonfinite == "raise" and info.covered and not info.finite:
                 raise NotFiniteError(raised(state, np.asarray(info.flags), call))
-
-
-def as_plan(plan: Plan | Mapping[str, int]) -> Plan:
-    """A plan, from any mapping. Raises `ValueError` for what is none."""
-    if isinstance(plan, Plan):
-        return plan
-    if not isinstance(plan, Mapping):
-        raise ValueError(f"`plan` must be a `dn.Plan` or a dictionary, not {plan!r}.")
-    return Plan(plan)
 
 
 def _placed(x: Any, sharding: Any) -> Any:
