@@ -95,7 +95,7 @@ class Learner:
 
     @property
     def compilations(self) -> list[Compilation]:
-        """Every compilation of the step, in their order."""
+        """Every compilation of the step."""
         return self.store.compilations
 
     def init(self, model: PyTree, masks: Masks) -> State:
@@ -113,8 +113,8 @@ class Learner:
                     f"goes from {lowest:.4g} to {highest:.4g} times as much."
                 )
         # Or the user's own model and masks would be gone with the first step.
-        copied = lambda x: jnp.copy(x) if self._donate and eqx.is_array(x) else x
-        return jtu.tree_map(copied, state)
+        own = lambda x: jnp.copy(x) if self._donate and eqx.is_array(x) else x
+        return jtu.tree_map(own, state)
 
     def step(
         self,
