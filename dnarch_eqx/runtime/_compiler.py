@@ -114,6 +114,5 @@ class Compiler:
         price = seconds - self._speed * overlapped
         agreed = largest(np.array([price, seconds], np.float32)).tolist()
         run.lap = None
-        run.planner = run.planner.replace(
-            measured=run.planner.measured.compiled(*agreed)
-        ).compiled_too(plan, self._learner.keep)
+        run.planner = run.planner.compiled_too(plan, self._learner.keep)
+        run.planner = run.planner.replace(measured=run.planner.measured.compiled(*agreed))

@@ -176,27 +176,29 @@ class Engine:
         if run.deferred is not None and covers(run.deferred[0]):
             target = run.deferred[0]
         else:
-            free = frozenset(store.plans(key)) | frozenset(run.planner.compiled)
+            free = frozenset(run.planner.compiled)
             target = self._ask(run, active, expected, free, switch=False)
         if target == before:
             return
         if store.get(target, key) is not None:
             return self._switch(run, target)
-        if not covers(before):
-            order = lambda plan: (self.timing(run).step(plan), plan.sizes.tolist())
-            if others := sorted(filter(covers, store.plans(key)), key=order):
-                self._switch(run, others[0])
-        if not covers(run.planner.plan):
+        order = lambda plan: (self.timing(run).step(plan), plan.sizes.tolist())
+        held = [] if covers(before) else sorted(filter(covers, store.plans(key)), key=order)
+        if held and (self.compiler.background or target in run.planner.failed):
+            self._switch(run, held[0])
+        if covers(run.planner.plan):
+            if target in run.planner.failed:
+                return
+            if self.compiler.background:
+                return self._later(run, given, key, target)
+        try:
             self.compiler.now(run, given, key, target)
-        elif target in run.planner.failed:
-            return
-        elif self.compiler.background:
-            return self._later(run, given, key, target)
-        else:
-            try:
-                self.compiler.now(run, given, key, target)
-            except Exception as error:
-                return self.compiler.fail(run, target, error)
+        except Exception as error:
+            if not (held or covers(run.planner.plan)):
+                raise
+            self.compiler.fail(run, target, error)
+            # A larger one stands in.
+            return self._switch(run, held[0]) if held else None
         self._switch(run, target)
 
     def _later(self, run: Run, given: Given, key: Key, target: Plan) -> None:

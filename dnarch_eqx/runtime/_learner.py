@@ -34,10 +34,8 @@ _AHEAD = 16
 
 
 class Learner:
-    """The training step and its compiled programs, one a plan.
-
-    What training changes is the [`dnarch_eqx.State`][] that goes in and comes out, not the
-    learner.
+    """The training step and its compiled programs, one a plan. What training changes is the
+    [`dnarch_eqx.State`][] that goes in and comes out, not the learner.
     """
 
     budget: Budget | None
