@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from .._plan import counts, Plan
 from .._state import State
@@ -288,7 +288,7 @@ class Engine:
         if measured is not run.planner.measured:
             run.planner = run.planner.replace(measured=measured)
 
-    def _notice(self, run: Run, flags: np.ndarray) -> None:
+    def _notice(self, run: Run, flags: Bool[np.ndarray, " flags"]) -> None:
         """Something of the step that was looked at last is not finite."""
         how, step = self.learner.on_nonfinite, run.planner.step - 1
         assert run.actual is not None
