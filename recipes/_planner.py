@@ -43,14 +43,6 @@ def make(
     )
 
 
-def saved(settings: Settings, planner: dn.Planner) -> dn.runtime.PlannerState:
-    """What a checkpoint has of the planner."""
-    if settings.policy != "reproducible":
-        return planner.state
-    # No plan goes by what compilations took, which differs from run to run.
-    return planner.state.replace(measured=dn.runtime.Measured())
-
-
 def _buckets(settings: Settings, masks: dn.Masks) -> dict[str, dn.Ladder]:
     # Fine ones: the policy sees to it that there are few compilations. But coarse ones for
     # kernels, which are rendered once for all examples, and in narrow networks for resolutions:

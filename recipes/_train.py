@@ -230,7 +230,7 @@ def _segment(
             infos, start = [], time.perf_counter()
         for compilation in planner.learner.compilations[known:]:
             _folder.append(folder / "compilations.jsonl", _described(step, compilation))
-    return Checkpoint(end, state, _planner.saved(settings, planner), trajectory)
+    return Checkpoint(end, state, planner.state, trajectory)
 
 
 def _means(infos: list[dn.runtime.AcceptedInfo]) -> dict[str, float]:

@@ -25,14 +25,16 @@ class Compiler:
 
     background: bool
 
-    def __init__(self, learner: Learner, background: bool | None):
+    def __init__(self, learner: Learner, background: bool | None, measures: bool):
         """**Arguments:**
 
         - `learner`: has the steps, and the store of those that are compiled.
         - `background`: whether training goes on during compilations. If `None`, in a single
             process whose backend can.
+        - `measures`: whether decisions go by what compilations take.
         """
         self._learner = learner
+        self._measures = measures
         ask = background is None and alone()
         self._speed = overlap() if background or ask else 0.0
         self.background = self._speed > 0.25 if ask else bool(background)
@@ -109,10 +111,12 @@ class Compiler:
         self, run: Run, plan: Plan, key: Key, program: Program, overlapped: float
     ) -> None:
         self._learner.note(plan, key, program, overlapped)
+        run.lap = None
+        run.planner = run.planner.compiled_too(plan, self._learner.keep)
+        if not self._measures:
+            return
         seconds = program.tracing + program.compiling
         # Steps go on meanwhile, but slower.
         price = seconds - self._speed * overlapped
         agreed = largest(np.array([price, seconds], np.float32)).tolist()
-        run.lap = None
-        run.planner = run.planner.compiled_too(plan, self._learner.keep)
         run.planner = run.planner.replace(measured=run.planner.measured.compiled(*agreed))

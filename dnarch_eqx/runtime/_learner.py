@@ -89,7 +89,7 @@ class Learner:
         self._last: tuple[weakref.ref[State], Signature] | None = None
         self._key: Any = None
         self._budget: tuple[Budget | None, Signature] | None = None
-        self._unseen: collections.deque[tuple[int, StepInfo]] = collections.deque()
+        self._unseen: collections.deque[StepInfo] = collections.deque()
 
     @property
     def compilations(self) -> list[Compilation]:
@@ -147,7 +147,7 @@ class Learner:
         rest = arguments(batch, key, self.budget)
         program = self.compiled(state, rest, plan, self.key(signature, rest))
         new, info, _ = self.run(program, state, signature, rest)
-        self._unseen.append((self._calls - 1, info))
+        self._unseen.append(info)
         return new, info
 
     def compile(
@@ -237,7 +237,7 @@ class Learner:
             self._budget = budget, Signature("budget", budget)
         inputs = Signature("batch", batch), Signature("key", random), self._budget[1]
         key = Key(signature, *inputs)
-        # Equal ones as the same object, quicker to look up: they have hundreds of entries.
+        # As in `run`.
         if key != self._key:
             self._key = key
         return self._key
@@ -276,21 +276,24 @@ class Learner:
         """A step, without a look at masks. Gives the signature of the new state, too."""
         new, info = program(state, *rest)
         if program.after is None:
-            program.after = Signature("state", new)
+            after = Signature("state", new)
+            # Equal ones as the same object, quicker to compare: they have hundreds of entries.
+            program.after = signature if after == signature else after
         self._calls += 1
-        after = signature if program.after == signature else program.after
-        self._last = weakref.ref(new), after
-        return new, info, after
+        self._last = weakref.ref(new), program.after
+        return new, info, program.after
 
     def _look_at_steps(self, state: State) -> None:
         """Notices steps, once they are done, that were not finite."""
         while self._unseen:
-            call, info = self._unseen[0]
+            info = self._unseen[0]
             if not (self.strict or len(self._unseen) > _AHEAD or is_ready(info.signals)):
                 return
             self._unseen.popleft()
             if self.on_nonfinite == "raise" and info.covered and not info.finite:
-                raise NotFiniteError(raised(state, np.asarray(info.flags), call))
+                taken = sum(bool(i.covered and i.finite) for i in self._unseen)
+                step = int(state.step) - taken  # the state went on without it
+                raise NotFiniteError(raised(state, np.asarray(info.flags), step))
 
 
 def _placed(x: Any, sharding: Any) -> Any:

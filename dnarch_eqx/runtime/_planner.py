@@ -106,7 +106,7 @@ class Planner:
             learner,
             self._grid,
             policy,
-            Compiler(learner, background),
+            Compiler(learner, background, timing is None),
             host_cost(cost, self._grid),
             timing,
             headroom,

@@ -19,8 +19,9 @@ def summary(
     total = sum(c.seconds for c in compilations)
     overlapped = sum(c.overlapped for c in compilations)
     mode = "in the background" if background else "while training waits"
+    count = f"{len(compilations)} compilation{'s' * (len(compilations) != 1)}"
     return (
-        f"{table(rows)}\n\n{len(compilations)} compilations ({mode}): {total:.1f} s, "
+        f"{table(rows)}\n\n{count} ({mode}): {total:.1f} s, "
         f"{overlapped / max(total, 1e-9):.0%} of it overlapped with steps. Operations over "
         f"those of exact sizes: {waste:.3f}. Cost over that of the best plans: {regret:.2f}."
     )
