@@ -9,6 +9,8 @@ from . import ladders as ladders, nn as nn, runtime as runtime
 from ._axes import (
     Axes as Axes,
     AxisMap as AxisMap,
+    Concatenated as Concatenated,
+    concatenated as concatenated,
     declare as declare,
     Fused as Fused,
     fused as fused,
@@ -19,7 +21,9 @@ from ._axes import (
 from ._budget import Budget as Budget
 from ._cost import parameter_cost as parameter_cost
 from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
+from ._found import find_axes as find_axes, Found as Found, FoundAxis as FoundAxis
 from ._gaussian import Gaussian as Gaussian
+from ._law import check as check
 from ._layout import capacities as capacities
 from ._masks import (
     AbstractMask as AbstractMask,
@@ -28,7 +32,6 @@ from ._masks import (
 )
 from ._materialize import (
     AbstractFreezable as AbstractFreezable,
-    check as check,
     freeze as freeze,
     materialize as materialize,
 )

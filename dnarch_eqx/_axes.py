@@ -26,10 +26,20 @@ class Gated:
 class Fused:
     """See [`dnarch_eqx.fused`][]."""
 
-    parts: tuple[str | Gated | int, ...]
+    parts: "tuple[str | Gated | Concatenated | int, ...]"
 
     def __repr__(self) -> str:
         return f"fused({', '.join(map(repr, self.parts))})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Concatenated:
+    """See [`dnarch_eqx.concatenated`][]."""
+
+    parts: "tuple[str | Gated | Fused | int, ...]"
+
+    def __repr__(self) -> str:
+        return f"concatenated({', '.join(map(repr, self.parts))})"
 
 
 def gated(axis: str) -> Gated:
@@ -42,27 +52,39 @@ def gated(axis: str) -> Gated:
     return Gated(axis_name("gated", axis))
 
 
-def fused(*parts: str | Gated | int) -> Fused:
+def fused(*parts: str | Gated | Concatenated | int) -> Fused:
     """In [`dnarch_eqx.Axes`][], for a dimension that several are flattened into, slowest
     first: `fused("heads", "width")` for the rows of an attention's projections,
     `fused(3, "hidden")` for the three stacked gates of a GRU. An integer is a part that
     is not learned.
     """
+    return Fused(_parts("fused", "concatenated(...)", Concatenated, parts))
+
+
+def concatenated(*parts: str | Gated | Fused | int) -> Concatenated:
+    """In [`dnarch_eqx.Axes`][], for a dimension in which several lie one after the other:
+    `concatenated(gated("skip"), gated("up"))` for the columns that read a concatenation.
+    An integer is a part that is not learned.
+    """
+    return Concatenated(_parts("concatenated", "fused(...)", Fused, parts))
+
+
+def _parts(name: str, other: str, kind: type, parts: Sequence[Any]) -> tuple[Any, ...]:
+    def is_part(part: Any) -> bool:
+        if isinstance(part, int):
+            return part >= 1 and not isinstance(part, bool)
+        return isinstance(part, Gated | kind) or (isinstance(part, str) and bool(part.strip()))
+
     whole = tuple(int(part) if isinstance(part, np.integer) else part for part in parts)
-    if not whole or not all(map(_is_part, whole)):
+    if not whole or not all(map(is_part, whole)):
         raise ValueError(
-            f"The parts of `fused` are names, `gated(name)` or positive integers; got {parts}."
+            f"The parts of `{name}` are names, `gated(name)`, `{other}` or positive integers; "
+            f"got {parts}."
         )
-    return Fused(whole)
+    return whole
 
 
-def _is_part(part: Any) -> bool:
-    if isinstance(part, int):
-        return part >= 1 and not isinstance(part, bool)
-    return isinstance(part, Gated) or (isinstance(part, str) and bool(part.strip()))
-
-
-Dim: TypeAlias = None | str | Gated | Fused
+Dim: TypeAlias = None | str | Gated | Fused | Concatenated
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -70,8 +92,8 @@ class Axes:
     """What lies on each dimension of an array: a `PartitionSpec` for learned axes.
 
     `Axes("hidden", None)` says that dimension 0 is the axis `hidden`, and that dimension 1
-    is not learned. Besides names there are [`dnarch_eqx.gated`][] and
-    [`dnarch_eqx.fused`][]. On a list or tuple of modules, `Axes("depth")` says that its
+    is not learned. Besides names there are [`dnarch_eqx.gated`][], [`dnarch_eqx.fused`][] and
+    [`dnarch_eqx.concatenated`][]. On a list or tuple of modules, `Axes("depth")` says that its
     elements lie on `depth`, which drops whole modules.
     """
 
@@ -81,10 +103,10 @@ class Axes:
         for dim in dims:
             if isinstance(dim, str):
                 axis_name("Axes", dim)
-            elif not (dim is None or isinstance(dim, (Gated, Fused))):
+            elif not (dim is None or isinstance(dim, Gated | Fused | Concatenated)):
                 raise ValueError(
-                    "A dimension of `Axes` is None, a name, `gated(name)` or `fused(...)`; "
-                    f"got {dim!r}."
+                    "A dimension of `Axes` is None, a name, `gated(name)`, `fused(...)` or "
+                    f"`concatenated(...)`; got {dim!r}."
                 )
         object.__setattr__(self, "dims", dims)
 

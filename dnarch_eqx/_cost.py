@@ -60,6 +60,8 @@ class _ParameterCost:
         check_sizes(sizes, dict(self.capacities))
 
         def size(part: Factor) -> Float[Array, ""]:
+            if part.parts:
+                return as_float(sum(math.prod(map(size, inner)) for inner in part.parts))
             return as_float(
                 part.capacity if part.axis is None else sizes.get(part.axis, part.capacity)
             )

@@ -6,7 +6,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._layout import Factor
+from ._layout import Factor, flat
 from ._masks import product
 
 
@@ -36,7 +36,7 @@ class Fit:
         """The learned parts of a dimension."""
         dims = self.dims(field)
         parts = () if dims is None else dims[dim]
-        return tuple(part for part in parts if part.axis in self.values)
+        return tuple(part for part in flat(parts) if part.axis in self.values)
 
     def size(self, *parts: Factor) -> int:
         """How many positions are left of the product of these parts."""
@@ -45,16 +45,19 @@ class Fit:
         return math.prod(sizes)
 
     def mask(self, part: Factor) -> Float[Array, " _"] | None:
+        """The mask's values there; `None` where nothing is learned."""
+        if part.parts and any(inner.axis in self.values for inner in flat((part,))):
+            return jnp.concatenate([self._product(*inner).ravel() for inner in part.parts])
         return None if part.axis is None else self.values.get(part.axis)
+
+    def _product(self, *parts: Factor) -> Float[Array, "..."]:
+        masks = [(part, self.mask(part)) for part in parts]
+        return product(*(jnp.ones(p.capacity) if mask is None else mask for p, mask in masks))
 
     def active(self, dims: tuple[tuple[Factor, ...], ...]) -> Array:
         """Which positions are."""
-        masks = [(part, self.mask(part)) for dim in dims for part in dim]
-        kept = [
-            jnp.ones(part.capacity) if mask is None else jnp.where(mask > 0, 1.0, 0.0)
-            for part, mask in masks
-        ]
-        return lax.stop_gradient(product(*kept)).reshape([self.size(*dim) for dim in dims]) > 0
+        values = self._product(*(part for dim in dims for part in dim))
+        return lax.stop_gradient(values).reshape([self.size(*dim) for dim in dims]) > 0
 
     def agree(self, one: str, dim: int, other: str, other_dim: int) -> None:
         """Refuses a layer two of whose dimensions, which are one, lie on different axes."""
@@ -73,6 +76,9 @@ class Fit:
         for part in (self.dims(field) or ())[dim]:
             if part.axis in self.values:
                 shown.append(repr(part.axis))
+            elif part.parts and self.mask(part) is not None:
+                inner = [[p.axis or p.capacity for p in flat(piece)] for piece in part.parts]
+                shown.append(f"concatenated({', '.join(map(str, inner))})")
             elif shown and isinstance(shown[-1], int):
                 shown[-1] *= part.capacity
             elif part.capacity > 1:

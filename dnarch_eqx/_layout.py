@@ -10,18 +10,29 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
-from ._axes import Axes, AxisMap, Dim, Fused, Gate, Gated
+from ._axes import Axes, AxisMap, Concatenated, Dim, Fused, Gate, Gated
 from ._masks import check_masks, Masks
 from ._shared import Tie, ties
 
 
 @dataclasses.dataclass(frozen=True)
 class Factor:
-    """A dimension, or a factor of a fused one: its axis if any, its capacity."""
+    """A dimension, or a factor of a fused one: its axis if any, its capacity.
+
+    - `parts`: if it is concatenated: the factors of each part.
+    """
 
     axis: str | None
     capacity: int
     gated: bool = False
+    parts: "tuple[tuple[Factor, ...], ...]" = ()
+
+
+def flat(*dims: tuple[Factor, ...]) -> Iterator[Factor]:
+    """All factors of some dimensions, those of concatenated parts too."""
+    for dim in dims:
+        for part in dim:
+            yield from flat(*part.parts) if part.parts else (part,)
 
 
 # Path -> for every dimension of the node there, its parts.
@@ -84,12 +95,12 @@ def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
         if axis in known:
             claim(axis, mask.capacity, "its mask")
 
-    def split(path: str, i: int, dim: Dim, size: int) -> tuple[Factor, ...]:
-        if dim is None:
+    def split(by: str, dim: Dim | int, size: int) -> tuple[Factor, ...]:
+        if dim is None or isinstance(dim, int):
             return (Factor(None, size),)
-        if not isinstance(dim, Fused):
+        if isinstance(dim, str | Gated):
+            claim(_axis(dim), size, by)
             return (Factor(_axis(dim), size, isinstance(dim, Gated)),)
-        by = f"dimension {i} of {path!r}"
         sizes = [_part_size(part, known, masks) for part in dim.parts]
         if sizes.count(None) > 1:
             raise ValueError(
@@ -97,22 +108,24 @@ def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
                 "(`parameter_cost` takes them too) for all but one of them, or integers for "
                 "those that are not learned."
             )
-        rest, remainder = divmod(size, math.prod(s for s in sizes if s is not None))
-        if remainder or (None not in sizes and rest != 1):
+        given = [s for s in sizes if s is not None]
+        if isinstance(dim, Fused):
+            rest, wrong = divmod(size, math.prod(given))
+        else:
+            rest = max(size - sum(given), 0)
+            wrong = rest + sum(given) - size
+        if wrong or (None not in sizes and rest != isinstance(dim, Fused)):
             raise ValueError(f"{by} has size {size}, which {dim} with parts of {sizes} is not.")
-        sizes = [rest if s is None else s for s in sizes]
-        for part, s in zip(dim.parts, sizes):
-            if not isinstance(part, int):
-                claim(_axis(part), s, by)
-        return tuple(
-            Factor(None, s)
-            if isinstance(part, int)
-            else Factor(_axis(part), s, isinstance(part, Gated))
-            for part, s in zip(dim.parts, sizes)
-        )
+        parts = [split(by, part, rest if s is None else s) for part, s in zip(dim.parts, sizes)]
+        if isinstance(dim, Concatenated):
+            return (Factor(None, size, parts=tuple(parts)),)
+        return tuple(factor for part in parts for factor in part)
 
     resolved = {
-        path: tuple(split(path, i, *pair) for i, pair in enumerate(zip(axes[path].dims, shape)))
+        path: tuple(
+            split(f"dimension {i} of {path!r}", *pair)
+            for i, pair in enumerate(zip(axes[path].dims, shape))
+        )
         for path, shape in shapes.items()
     }
     for path, tie in tied.items():
@@ -130,8 +143,7 @@ def _capacities(model: PyTree, resolved: Layout) -> dict[str, int]:
     parts = {
         part.axis: part.capacity
         for dims in resolved.values()
-        for dim in dims
-        for part in dim
+        for part in flat(*dims)
         if part.axis is not None
     }
     gates = {node.axis: node.size for _, node in nodes(model) if isinstance(node, Gate)}
@@ -157,7 +169,7 @@ def resolve(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
             )
     entered = {node.axis for _, node in nodes(model) if isinstance(node, Gate)}
     for path, node in nodes(model):
-        here = {part.axis for dim in resolved.get(path, ()) for part in dim if part.gated}
+        here = {part.axis for part in flat(*resolved.get(path, ())) if part.gated}
         entered |= here
         if here & set(masks) and not eqx.is_inexact_array(node):
             if path in axes:
@@ -198,9 +210,14 @@ def _axis(part: str | Gated) -> str:
     return part.axis if isinstance(part, Gated) else part
 
 
-def _part_size(part: str | Gated | int, known: Mapping, masks: Masks) -> int | None:
+def _part_size(part: Any, known: Mapping, masks: Masks) -> int | None:
     if isinstance(part, int):
         return part
+    if isinstance(part, Fused | Concatenated):
+        sizes = [_part_size(inner, known, masks) for inner in part.parts]
+        if None in sizes:
+            return None
+        return math.prod(sizes) if isinstance(part, Fused) else sum(sizes)  # pyright: ignore
     axis = _axis(part)
     if axis in known:
         return known[axis][0]

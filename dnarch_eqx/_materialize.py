@@ -7,12 +7,13 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from ._axes import AxisMap, Gate
 from ._fit import Fit
-from ._layout import Factor, Layout, resolve
+from ._layout import Factor, flat, Layout, resolve
 from ._masks import Masks
 from ._misc import constant, replace
 from ._plan import check_covers, counts, exact, Plan
@@ -32,7 +33,7 @@ class AbstractFreezable(eqx.Module):
         """The module to be deployed. Called after the modules inside have been frozen."""
 
 
-def check(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
+def checked(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
     """Checks that model, axes and masks fit together, and gives what lies on each dimension
     of every declared path.
 
@@ -87,7 +88,7 @@ def materialize(
     without a mask, and for a plan that does not cover.
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
-    resolved = _checked(model, axes, masks, plan)
+    resolved = _under(model, axes, masks, plan)
     if check_coverage:
         if _traced(masks):
             masks = eqx.error_if(
@@ -122,14 +123,14 @@ def freeze(
     """
     tight = exact(masks)
     sizes = tight | ({} if plan is None else Plan(plan))
-    resolved = _checked(model, axes, masks, sizes)
+    resolved = _under(model, axes, masks, sizes)
     check_covers(sizes, masks)
     exactly = frozenset(axis for axis in tight if sizes[axis] == tight[axis])
     return _frozen(_Walk(resolved, _values(masks, sizes), exactly)(model))
 
 
-def _checked(model, axes: AxisMap, masks: Masks, plan: Mapping[str, int]) -> Layout:
-    resolved = check(model, axes, masks)
+def _under(model, axes: AxisMap, masks: Masks, plan: Mapping[str, int]) -> Layout:
+    resolved = checked(model, axes, masks)
     if unknown := sorted(set(plan) - set(masks)):
         raise ValueError(
             f"`plan` has a bucket for {unknown[0]!r}, which has no mask. These have: "
@@ -207,7 +208,7 @@ class _Walk:
         """With what is tied in its place, so that layers are fitted to it, and out again."""
         inside = [at for at in self.layout if at.startswith(path + ".pytree")]
         learned = any(
-            part.axis in self.values for at in inside for dim in self.layout[at] for part in dim
+            part.axis in self.values for at in inside for part in flat(*self.layout[at])
         )
         for target, source, _ in ties(node):
             if source is None and learned:
@@ -220,12 +221,21 @@ class _Walk:
         return replace(node, pytree=eqx.tree_at(node.where, whole, away))
 
     def array(self, x: Array, dims: tuple[tuple[Factor, ...], ...]) -> Array:
-        if not any(part.axis in self.values for dim in dims for part in dim):
+        if not any(part.axis in self.values for part in flat(*dims)):
             return x
         # Every part gets a dimension of its own, so that fused ones are sliced like others.
         x = jnp.reshape(x, [part.capacity for dim in dims for part in dim])
         for i, part in enumerate(part for dim in dims for part in dim):
-            if part.axis in self.values:
+            if part.parts:
+                ends = np.cumsum([math.prod(p.capacity for p in inner) for inner in part.parts])
+                pieces = jnp.split(x, ends[:-1].tolist(), axis=i)
+                whole = [(Factor(None, n),) for n in x.shape]
+                pieces = [
+                    self.array(piece, (*whole[:i], inner, *whole[i + 1 :]))
+                    for piece, inner in zip(pieces, part.parts)
+                ]
+                x = jnp.concatenate(pieces, axis=i)
+            elif part.axis in self.values:
                 start, values = self.starts[part.axis], self.values[part.axis]
                 x = lax.slice_in_dim(x, start, start + values.shape[0], axis=i)
                 if part.gated:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ._fit import Fit
-from ._layout import Factor
+from ._layout import Factor, flat
 from ._misc import replace
 
 
@@ -77,7 +77,8 @@ def group_norm(layer: eqx.nn.GroupNorm, fit: Fit) -> eqx.Module:
         return layer
     per_group = (layer.channels or 0) // layer.groups
     parts = dims[0] if len(dims[0]) > 1 else (*dims[0], Factor(None, 1))
-    if parts[0].capacity != layer.groups or any(p.axis in fit.values for p in parts[1:]):
+    inside = any(p.axis in fit.values for p in flat(parts[1:]))
+    if parts[0].capacity != layer.groups or parts[0].parts or inside:
         raise fit.refuse(
             f"its {layer.channels} channels are in {layer.groups} groups, whose statistics a "
             f"slice would mix. Learn whole groups: `fused(axis, {per_group})`."

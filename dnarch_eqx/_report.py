@@ -13,9 +13,9 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from ._axes import AxisMap, Gate
-from ._layout import nodes
+from ._layout import flat, nodes
 from ._masks import Masks
-from ._materialize import check
+from ._materialize import checked
 from ._misc import positive
 from ._plan import counts, Plan
 from ._sizes import sizes
@@ -28,7 +28,7 @@ def describe(
     and the arrays by dimension, with `*` where the mask enters: the first few, those alike but
     for their place in a list as one.
     """
-    resolved = check(model, axes, masks)
+    resolved = checked(model, axes, masks)
     plan = Plan({} if plan is None else plan)
     # Axis -> pattern of a path -> how many paths have it.
     lies: dict[str, dict[str, int]] = {axis: {} for axis in masks}
@@ -40,7 +40,7 @@ def describe(
 
     for path, dims in resolved.items():
         for i, dim in enumerate(dims):
-            for part in dim:
+            for part in flat(dim):
                 lie(part.axis, f"{path}:{i}{'*' if part.gated else ''}")
     for path, node in nodes(model):
         if isinstance(node, Gate):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._axes import AxisMap
 from ._masks import AbstractMask, as_single, check_masks, Masks
-from ._materialize import check
+from ._materialize import checked as fit
 
 
 class State(eqx.Module):
@@ -82,7 +82,7 @@ def init(
     or in float16, whose range is too small for gradients and for Adam's epsilon.
     """
     check_masks(masks)
-    check(model, axes, masks)
+    fit(model, axes, masks)
     for path, x in jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array)):
         if x.dtype == jnp.float16:
             raise ValueError(

@@ -16,6 +16,7 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._axes import AxisMap
 from .._budget import Budget
 from .._custom_types import Loss
+from .._law import check_law
 from .._masks import Masks
 from .._materialize import materialize
 from .._misc import at_least
@@ -50,6 +51,7 @@ class Learner:
         has_aux: bool = False,
         on_nonfinite: OnNonfinite = "raise",
         strict: bool = True,
+        verify: bool = True,
         keep: int = 8,
         donate: bool = False,
     ):
@@ -62,6 +64,8 @@ class Learner:
         - `strict`: whether to look at the masks before every step and raise `ValueError`
             if the plan does not cover them, which waits for the step before. If not, such a
             step leaves the state as it was and says so in `info.covered`.
+        - `verify`: whether to check, when the first step is traced, that the loss is the same
+            function under every plan that covers: see [`dnarch_eqx.check`][].
         - `keep`: how many compiled steps are kept. Beyond, the one not used for the longest
             time is dropped, and its memory with it.
         - `donate`: whether a step may reuse the memory of the state that it is given, which
@@ -81,6 +85,8 @@ class Learner:
         self.on_nonfinite: OnNonfinite = on_nonfinite
         self.store = Store(keep, "step")
         self._networks = Store(keep)
+        self._loss = loss
+        self._verify = verify
         self._optim = optim
         self._step = make_step(loss, optim, axes, has_aux=has_aux, on_nonfinite=on_nonfinite)
         self._donate = donate
@@ -243,7 +249,14 @@ class Learner:
         return self._key
 
     def trace(self, state: State, rest: tuple[Any, ...], plan: Plan) -> Program:
-        """The step under a plan, still to be compiled."""
+        """The step under a plan, still to be compiled.
+
+        Raises `ValueError`, the first time, if the loss is another function under other plans.
+        """
+        if self._verify:
+            batch, key, _ = rest
+            check_law(state.model, self.axes, state.masks, self._loss, batch, key)
+            self._verify = False
         shardings = [getattr(x, "sharding", None) for x in jtu.tree_leaves(state)]
 
         def step(state, batch, key, budget):

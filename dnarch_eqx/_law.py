@@ -1,0 +1,184 @@
+# The law: a network is the same function under every plan that covers. Whether what is declared
+# keeps it is decided here, over the program that calls the network.
+
+from collections.abc import Callable, Iterator, Mapping
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from ._axes import AxisMap, Gate
+from ._flow import faults
+from ._gaussian import Gaussian
+from ._layout import Factor, flat, Layout, nodes, resolve
+from ._masks import Masks
+from ._materialize import checked, materialize
+from ._program import Program, trace
+from ._rules import rule
+from ._stale import failed, stale
+from ._terms import Atom, atoms, Cat, new, resolved as settled, Term, unify
+
+
+def check(
+    model: PyTree,
+    axes: AxisMap,
+    masks: Masks,
+    *inputs: PyTree,
+    call: Callable[..., PyTree] | None = None,
+) -> None:
+    """Checks that model, axes and masks fit together; and, given inputs, that the network is
+    the same function under every plan that covers: for the program of a call.
+
+    **Arguments:**
+
+    - `model`, `axes`, `masks`: as for [`dnarch_eqx.materialize`][].
+    - `inputs`: examples, or their shapes.
+    - `call`: `call(net, *inputs)`; by default `net(*inputs)`.
+
+    Raises `ValueError` for all that [`dnarch_eqx.declare`][] cannot see: a mask that no
+    array lies on, or that is multiplied in nowhere; a capacity on which arrays and masks
+    disagree; a mask on integers; a layer that cannot be sliced as declared; a mask that is not
+    finite, or holds the parameters of one that was made otherwise. With inputs, the error names
+    file and line, too.
+    """
+    checked(model, axes, masks)
+    if inputs or call is not None:
+        check_law(model, axes, masks, call or (lambda net, *xs: net(*xs)), *inputs)
+
+
+def check_law(
+    model: PyTree,
+    axes: AxisMap,
+    masks: Masks,
+    call: Callable[..., PyTree],
+    *inputs: PyTree,
+) -> None:
+    """Checks that a network is the same function under every plan that covers, over the
+    program of `call(net, *inputs)`: traced twice, at its capacity and with every axis one
+    smaller, never run. Axes that enter by a `Gate`, and those of kernels, are their module's
+    own affair.
+
+    Raises `ValueError` that names axis, arrays, file and line, and what to do.
+    """
+    resolved = resolve(model, axes, masks)
+    own = {node.axis for _, node in nodes(model) if isinstance(node, Gate)}
+    own |= {axis for axis, mask in masks.items() if isinstance(mask, Gaussian)}
+    named = {axis: Atom(mask.capacity) for axis, mask in masks.items() if axis not in own}
+    if not named:
+        return
+    build = lambda plan: eqx.filter_eval_shape(
+        lambda model, masks: materialize(model, axes, masks, plan, check_coverage=False),
+        model,
+        masks,
+    )
+    full = trace(call, build({}), inputs, rule)
+    _declare(full, resolved, named)
+    names = _found(full, resolved, named)
+    gates = {*_gates(full, resolved, names), *_marks(full, names)}
+    for fault in faults(full, gates):
+        if fault.axis in names:
+            _refuse(names[fault.axis], f"`{fault.op}` goes over it {fault.where}", fault.reads)
+    plan = {axis: max(atom.size - 1, 1) for axis, atom in named.items()}
+    try:
+        wrong = stale(full, trace(call, build(plan), inputs, rule), names, plan)
+    except Exception as error:
+        wrong = [failed(full, error, names)]
+    for one in wrong:
+        axis = " or ".join(map(repr, one.near)) or "a learned axis"
+        raise ValueError(
+            f"A number goes with the size of {axis}, but is computed in Python: {one}. Under a "
+            "smaller plan the network would be another. Take the number from shapes of what is "
+            "sliced, count active positions (see `docs/cannot.md`), or do not learn that axis."
+        )
+
+
+def _refuse(axis: str, why: str, reads: bool) -> None:
+    advice = (
+        f"Multiply its mask in where it is read: `gated({axis!r})`."
+        if reads
+        else "That cannot be exact under every plan: do not learn it, or see `docs/cannot.md`."
+    )
+    inside = ", of what is not zero where it is inactive" if reads else ""
+    raise ValueError(f"Axis {axis!r}: {why}{inside}. {advice}")
+
+
+def _declare(program: Program, resolved: Layout, named: Mapping[str, Atom]) -> None:
+    def term(parts: tuple[Factor, ...]) -> Term:
+        pieces: list[Atom | Cat] = []
+        for part in parts:
+            if part.parts:
+                pieces.append(Cat(tuple(map(term, part.parts))))
+            elif (atom := named.get(part.axis or "")) is not None:
+                pieces.append(atom)
+            else:
+                pieces += new(part.capacity)
+        return tuple(pieces)
+
+    for path, dims in resolved.items():
+        value = program.arrays.get(path)
+        for i, dim in enumerate(dims if value is not None else ()):
+            if any(part.axis in named for part in flat(dim)):
+                assert value is not None
+                unify(value.dims[i], term(dim), f"dimension {i} of {path!r}, as declared")
+
+
+def _found(program: Program, declared: Layout, named: Mapping[str, Atom]) -> dict[Atom, str]:
+    """The axes as the program has them.
+
+    Raises `ValueError` where it has them otherwise than declared.
+    """
+    names: dict[Atom, str] = {}
+    for axis, atom in named.items():
+        term = settled((atom,))
+        reasons = [a.fixed for a in atoms(term) if a.fixed]
+        if reasons:
+            raise ValueError(f"Axis {axis!r} cannot change its size: it lies on {reasons[0]}.")
+        if len(term) != 1 or not isinstance(term[0], Atom):
+            raise ValueError(
+                f"Axis {axis!r} is taken apart in the program, into {_shown(term)}: declare "
+                "the parts, by `fused` or `concatenated`."
+            )
+        if term[0] in names:
+            raise ValueError(
+                f"The axes {names[term[0]]!r} and {axis!r} are the same in the program, and "
+                "have to be declared as one."
+            )
+        names[term[0]] = axis
+    for path, value in program.arrays.items():
+        if value.marks:
+            continue
+        for i, dim in enumerate(value.dims):
+            on = {part.axis for part in flat(*declared.get(path, ())[i : i + 1])}
+            for atom in atoms(dim):
+                if names.get(atom, None) not in (None, *on):
+                    raise ValueError(
+                        f"Dimension {i} of {path!r} goes with axis {names[atom]!r} in the "
+                        "program, and is not declared on it."
+                    )
+    return names
+
+
+def _shown(term: Term) -> str:
+    sizes = [
+        str(part.size) if isinstance(part, Atom) else "concatenated parts" for part in term
+    ]
+    return " x ".join(sizes)
+
+
+def _gates(
+    program: Program, declared: Layout, names: Mapping[Atom, str]
+) -> Iterator[tuple[str, int, Atom]]:
+    for path, dims in declared.items():
+        value = program.arrays.get(path)
+        for i, dim in enumerate(dims if value is not None else ()):
+            here = {part.axis for part in flat(dim) if part.gated}
+            assert value is not None
+            for atom in atoms(value.dims[i]):
+                if names.get(atom) in here:
+                    yield path, i, atom
+
+
+def _marks(program: Program, names: Mapping[Atom, str]) -> Iterator[tuple[str, int, Atom]]:
+    """Marks of active positions are zero where they are not."""
+    for path, value in program.arrays.items():
+        for i, dim in enumerate(value.dims if value.marks else ()):
+            yield from ((path, i, atom) for atom in atoms(dim) if atom in names)

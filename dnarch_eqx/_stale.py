@@ -1,0 +1,137 @@
+# What a program computes in Python from the sizes of its arrays, and so would compute otherwise
+# under another plan: the number that a mean divides by, a number of heads that a module keeps.
+# It shows when the same program is traced once more, at other sizes.
+
+import dataclasses
+import itertools as it
+import math
+import traceback
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from ._program import is_users, Op, Program, Where
+from ._terms import Atom, atoms, resolved, size, Term
+
+
+@dataclasses.dataclass(frozen=True)
+class Stale:
+    """What is not as it has to be at other sizes.
+
+    - `near`: the axes that lie on what is computed at this place.
+    """
+
+    what: str
+    where: Where
+    near: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.what}, {self.where}"
+
+
+# These layers of `eqx.nn` are brought in line by what `materialize` gives them.
+_IN_LINE = frozenset({"eqx.nn.MultiheadAttention"})
+
+
+def stale(
+    full: Program, small: Program, names: Mapping[Atom, str], sizes: Mapping[str, int]
+) -> list[Stale]:
+    """Compares a program with the same one at other sizes.
+
+    - `names`: of the axes of `full`.
+    - `sizes`: those of `small`, by name; of others they are as in `full`.
+    """
+    found: list[Stale] = []
+    add = lambda what, op: found.append(
+        Stale(what, op.where, near(full, op.where.place, names))
+    )
+    for a, b in it.zip_longest(full.ops(), small.ops()):
+        if a is None or b is None or a.name != b.name or len(a.ins) != len(b.ins):
+            op = a or b
+            assert op is not None
+            add("Python goes another way at another size", op)
+            break
+        known = bool(a.outs) and all(value.constant is not None for value in a.outs)
+        # Of what is only computed on the way to a number, the number counts.
+        for x, y in zip(a.ins, b.ins) if not known else ():
+            if x.constant is None or y.constant is None or a.where.layer in _IN_LINE:
+                continue
+            if not np.array_equal(x.constant, y.constant, equal_nan=True):
+                add(f"{x.constant} becomes {y.constant} at another size", a)
+        wanted = [_shape(value.dims, names, sizes) for value in a.outs]
+        given = [tuple(map(size, value.dims)) for value in b.outs]
+        if wanted != given:
+            add(f"`{a.name}` gives the shape {given[0]} where {wanted[0]} is right", a)
+            break
+    return list(dict.fromkeys(found))
+
+
+def failed(full: Program, error: Exception, names: Mapping[Atom, str]) -> Stale:
+    """The program cannot be traced at other sizes."""
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [frame for frame in frames if is_users(frame.filename)]
+    place = ""
+    if users:
+        last = users[-1]
+        place = f"{last.filename}:{last.lineno} ({last.name})"
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    what = f"at another size it fails ({line})"
+    lines = {op.where.place for op in full.ops()}
+    # Names of functions are more exact where a program was traced.
+    same = [p for p in lines if p.rsplit(" (", 1)[0] == place.rsplit(" (", 1)[0]]
+    place = same[0] if same else place
+    return Stale(what, Where(place, ""), near(full, place, names))
+
+
+def near(program: Program, place: str, names: Mapping[Atom, str]) -> tuple[str, ...]:
+    """The axes that lie on what is computed there."""
+    found = {
+        names[atom]
+        for op in program.ops()
+        if op.where.place == place
+        for atom in _atoms(op)
+        if atom in names
+    }
+    return tuple(sorted(found))
+
+
+def named(
+    terms: Mapping[str, tuple[Term, ...]], names: Mapping[Atom, str], other: Program
+) -> dict[Atom, str]:
+    """The names of the axes of another program of the same arrays."""
+    found: dict[Atom, str] = {}
+    for path, value in other.arrays.items():
+        for one, two in zip(terms.get(path, ()), value.dims):
+            for a, b in _pairs(one, two):
+                if a in names:
+                    found[b] = names[a]
+    return found
+
+
+def _pairs(one: Term, two: Term) -> Iterator[tuple[Atom, Atom]]:
+    for a, b in zip(resolved(one), resolved(two)):
+        if isinstance(a, Atom) and isinstance(b, Atom):
+            yield a, b
+        elif not isinstance(a, Atom) and not isinstance(b, Atom):
+            for x, y in zip(a.parts, b.parts):
+                yield from _pairs(x, y)
+
+
+def _atoms(op: Op) -> Iterator[Atom]:
+    for value in (*op.ins, *op.outs):
+        for term in value.dims:
+            yield from atoms(term)
+
+
+def _shape(
+    dims: list[Term], names: Mapping[Atom, str], sizes: Mapping[str, int]
+) -> tuple[int, ...]:
+    def count(term: Term) -> int:
+        return math.prod(
+            sizes.get(names.get(part, ""), part.size)
+            if isinstance(part, Atom)
+            else sum(map(count, part.parts))
+            for part in resolved(term)
+        )
+
+    return tuple(map(count, dims))
