@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from ._program import Block, Op, Program, Value, Where
-from ._rules import CUMULATIVE, REDUCTIONS
+from ._rules import CUMULATIVE, mapped, REDUCTIONS
 from ._terms import Atom, atoms
 
 
@@ -37,12 +37,14 @@ _COUNTED = frozenset({"eqx.nn.LayerNorm", "eqx.nn.RMSNorm"})
 _KEEPS_ZERO = frozenset(
     """
     abs asin asinh atan atanh bessel_i1e bitcast_convert_type broadcast_in_dim cbrt ceil conj
-    convert_element_type copy copy_p dynamic_slice erf erf_inv expand_dims expm1 floor gather
-    imag log1p neg optimization_barrier pad real reduce_precision reshape reduce_window
-    reduce_window_sum round sign sin sinh slice split sqrt square squeeze stop_gradient tan tanh
-    transpose fft
+    convert_element_type copy copy_p dynamic_slice erf erf_inv expand_dims expm1 fft floor
+    gather imag log1p neg optimization_barrier psum psum_invariant real reduce_precision
+    reduce_sum reduce_window_sum reshape round sign sin sinh slice split sqrt square squeeze
+    stop_gradient tan tanh transpose
     """.split()
 )
+# With zeros where axes are inactive these are exact.
+_SUMS = frozenset("dot_general conv_general_dilated reduce_sum psum psum_invariant".split())
 # Of two numbers of which either is 0 these are 0.
 _PRODUCTS = frozenset({"mul", "and", "dot_general", "conv_general_dilated"})
 # Of two numbers of which the first is 0.
@@ -149,6 +151,8 @@ def _taken(op: Op) -> Iterable[tuple[Atom, bool]]:
         over = [op.ins[1].dims[params["dimension_numbers"].rhs_spec[1]]]
     elif op.name in REDUCTIONS:
         over = [first[i] for i in params["axes"]]
+    elif op.name in ("psum", "psum_invariant", "pmax", "pmin"):
+        over = [first[i] for i in mapped(op)]
     elif op.name in CUMULATIVE:
         over = [first[params["axis"]]]
     elif op.name == "rev":
@@ -157,7 +161,7 @@ def _taken(op: Op) -> Iterable[tuple[Atom, bool]]:
         over = [first[params["dimension"]]]
     elif op.name in ("top_k", "approx_top_k"):
         over = [first[-1]]
-    reads = op.name in ("dot_general", "conv_general_dilated", "reduce_sum")
+    reads = op.name in _SUMS
     return [(atom, reads) for term in over for atom in atoms(term)]
 
 
@@ -169,8 +173,8 @@ def _result(op: Op, ins: list[_Zeros]) -> _Zeros:
         return ins[0]
     if name in _PRODUCTS:
         return ins[0] | ins[1]
-    if name == "reduce_sum":
-        return ins[0]
+    if name == "pad":
+        return ins[0] if _is_zero(op.ins[1]) else frozenset()
     if name == "integer_pow":
         return ins[0] if op.params["y"] > 0 else frozenset()
     if name == "clamp":

@@ -54,14 +54,21 @@ def check_law(
 ) -> None:
     """Checks that a network is the same function under every plan that covers, over the
     program of `call(net, *inputs)`: traced twice, at its capacity and with every axis one
-    smaller, never run. Axes that enter by a `Gate`, and those of kernels, are their module's
-    own affair.
+    smaller, never run. Axes that enter by a `Gate`, those of kernels, and those of modules
+    whose class says `keeps_law = True`, are their modules' own affair.
 
     Raises `ValueError` that names axis, arrays, file and line, and what to do.
     """
     resolved = resolve(model, axes, masks)
-    own = {node.axis for _, node in nodes(model) if isinstance(node, Gate)}
-    own |= {axis for axis, mask in masks.items() if isinstance(mask, Gaussian)}
+    own = {axis for axis, mask in masks.items() if isinstance(mask, Gaussian)}
+    for path, node in nodes(model):
+        if isinstance(node, Gate):
+            own.add(node.axis)
+        elif getattr(type(node), "keeps_law", False):
+            inside = [
+                dims for at, dims in resolved.items() if at.startswith((f"{path}.", f"{path}["))
+            ]
+            own |= {part.axis for dims in inside for part in flat(*dims) if part.axis}
     named = {axis: Atom(mask.capacity) for axis, mask in masks.items() if axis not in own}
     if not named:
         return

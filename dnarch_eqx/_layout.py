@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 from jaxtyping import PyTree
@@ -171,7 +172,8 @@ def resolve(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
     for path, node in nodes(model):
         here = {part.axis for part in flat(*resolved.get(path, ())) if part.gated}
         entered |= here
-        if here & set(masks) and not eqx.is_inexact_array(node):
+        dtype = getattr(node, "dtype", int)
+        if here & set(masks) and not jnp.issubdtype(dtype, jnp.inexact):
             if path in axes:
                 shown = getattr(node, "dtype", type(node).__name__)
                 raise ValueError(f"{path!r} is gated, but is no array of floats: {shown}.")
@@ -238,9 +240,9 @@ def _shape(path: str, node, spec: Axes) -> tuple[int, ...]:
                 f"cannot be dropped: hold what lies on {spec.dims[0]!r} in a list or tuple."
             )
         return (len(node),)
-    if not eqx.is_array_like(node):
+    if not (eqx.is_array_like(node) or isinstance(node, jax.ShapeDtypeStruct)):
         raise ValueError(f"{path!r} is neither an array nor a sequence of modules: {node!r}.")
-    shape = jnp.shape(node)
+    shape = node.shape if hasattr(node, "shape") else jnp.shape(node)
     if len(spec.dims) != len(shape):
         raise ValueError(
             f"{path!r} has {len(shape)} dimensions, {shape}, but its axes are {spec}."

@@ -144,6 +144,17 @@ def _reduce(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
     return [kept for _ in shapes]
 
 
+@_of("psum", "pmax", "pmin", "psum_invariant")
+def _reduce_mapped(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
+    gone = mapped(op)
+    return [[term for i, term in enumerate(value.dims) if i not in gone] for value in op.ins]
+
+
+def mapped(op: Op) -> tuple[int, ...]:
+    """The dimensions that a `psum` over a mapped axis goes over."""
+    return tuple(axis for axis in op.params["axes"] if isinstance(axis, int))
+
+
 @_of(*CUMULATIVE, "rev", "sort")
 def _in_order(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
     for value in op.ins[1:]:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -28,6 +29,9 @@ class CCNN(AbstractFreezable):
     resolution's bucket changes the function slightly, and a network is defined at the
     resolutions of its plan: deploy it at those that it was trained at.
     """
+
+    # Blocks read and write parts of one stream, which no axis map can say.
+    keeps_law: ClassVar[bool] = True
 
     encoder: Encoder
     generator: KernelGenerator | None

@@ -25,7 +25,7 @@ from .._state import init, State, StepInfo
 from .._train import make_step, OnNonfinite
 from ._nonfinite import NotFiniteError, raised
 from ._processes import check_global
-from ._program import Program
+from ._program import debugging, Program
 from ._signature import arguments, is_ready, Key, Signature
 from ._store import Compilation, Store
 
@@ -65,7 +65,7 @@ class Learner:
             if the plan does not cover them, which waits for the step before. If not, such a
             step leaves the state as it was and says so in `info.covered`.
         - `verify`: whether to check, when the first step is traced, that the loss is the same
-            function under every plan that covers: see [`dnarch_eqx.check`][].
+            under every plan that covers: see [`dnarch_eqx.check`][].
         - `keep`: how many compiled steps are kept. Beyond, the one not used for the longest
             time is dropped, and its memory with it.
         - `donate`: whether a step may reuse the memory of the state that it is given, which
@@ -249,11 +249,8 @@ class Learner:
         return self._key
 
     def trace(self, state: State, rest: tuple[Any, ...], plan: Plan) -> Program:
-        """The step under a plan, still to be compiled.
-
-        Raises `ValueError`, the first time, if the loss is another function under other plans.
-        """
-        if self._verify:
+        """The step under a plan, still to be compiled. Checks the loss, the first time."""
+        if self._verify and not debugging():
             batch, key, _ = rest
             check_law(state.model, self.axes, state.masks, self._loss, batch, key)
             self._verify = False

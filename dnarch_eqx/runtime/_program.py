@@ -64,7 +64,7 @@ class Program:
         self.compiling, self.cached, self.compiled = 0.0, False, None
         start = time.perf_counter()
         # Under `disable_jit` nothing is traced.
-        self.lowered: Any = None if _debugging() else self._jitted.lower(*self._split(leaves))
+        self.lowered: Any = None if debugging() else self._jitted.lower(*self._split(leaves))
         self.tracing = time.perf_counter() - start
 
     def compile(self) -> "Program":
@@ -79,7 +79,7 @@ class Program:
 
     def __call__(self, *args: PyTree) -> PyTree:
         # `jax.jit` itself knows what its debugging flags ask for.
-        run = self._jitted if self.compiled is None or _debugging() else self.compiled
+        run = self._jitted if self.compiled is None or debugging() else self.compiled
         results = run(*self._split(jtu.tree_leaves(args)))
         outdef, rest, places = self._out
         out = list(rest)
@@ -92,6 +92,7 @@ class Program:
         return arrays[: self._donated], arrays[self._donated :]
 
 
-def _debugging() -> bool:
+def debugging() -> bool:
+    """Whether JAX runs operation by operation, to find a fault."""
     config: Any = jax.config
     return config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs
