@@ -21,8 +21,9 @@ from ._axes import (
 from ._budget import Budget as Budget
 from ._cost import parameter_cost as parameter_cost
 from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
-from ._found import find_axes as find_axes, Found as Found, FoundAxis as FoundAxis
+from ._found import Found as Found, FoundAxis as FoundAxis
 from ._gaussian import Gaussian as Gaussian
+from ._groups import find_axes as find_axes
 from ._law import check as check
 from ._layout import capacities as capacities
 from ._masks import (

@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from ._program import Block, Op, Program, Value, Where
-from ._rules import CUMULATIVE, mapped, REDUCTIONS
+from ._program import Block, Op, Program, Value
+from ._rules import ALIKE, CUMULATIVE, mapped, REDUCTIONS
 from ._terms import Atom, atoms
+from ._where import Where
 
 
 # An array of the module, one of its dimensions, and an axis that lies there.
@@ -38,13 +39,14 @@ _KEEPS_ZERO = frozenset(
     """
     abs asin asinh atan atanh bessel_i1e bitcast_convert_type broadcast_in_dim cbrt ceil conj
     convert_element_type copy copy_p dynamic_slice erf erf_inv expand_dims expm1 fft floor
-    gather imag log1p neg optimization_barrier psum psum_invariant real reduce_precision
+    gather imag log1p neg real reduce_precision
     reduce_sum reduce_window_sum reshape round sign sin sinh slice split sqrt square squeeze
     stop_gradient tan tanh transpose
     """.split()
 )
 # With zeros where axes are inactive these are exact.
-_SUMS = frozenset("dot_general conv_general_dilated reduce_sum psum psum_invariant".split())
+_MAPPED_SUMS = frozenset({"psum", "psum_invariant"})
+_SUMS = _MAPPED_SUMS | {"dot_general", "conv_general_dilated", "reduce_sum"}
 # Of two numbers of which either is 0 these are 0.
 _PRODUCTS = frozenset({"mul", "and", "dot_general", "conv_general_dilated"})
 # Of two numbers of which the first is 0.
@@ -103,9 +105,13 @@ class _Flow:
     def op(self, op: Op, ins: list[_Zeros]) -> list[_Zeros]:
         if op.blocks:
             return self.control(op, ins)
+        if op.name in ALIKE:
+            return ins[: len(op.outs)]
         for atom, reads in _taken(op):
             if not reads or not any(atom in zeros for zeros in ins):
                 self.fault(op, atom, reads)
+        if op.name in _MAPPED_SUMS:
+            return ins
         return [_result(op, ins)] * len(op.outs)
 
     def fault(self, op: Op, atom: Atom, reads: bool) -> None:

@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 
 from ._axes import AxisMap, Gate
 from ._flow import faults
+from ._follow import follow
 from ._gaussian import Gaussian
 from ._layout import Factor, flat, Layout, nodes, resolve
 from ._masks import Masks
@@ -16,6 +17,10 @@ from ._program import Program, trace
 from ._rules import rule
 from ._stale import failed, stale
 from ._terms import Atom, atoms, Cat, new, resolved as settled, Term, unify
+
+
+class LawError(ValueError):
+    """The network would be another one under another plan."""
 
 
 def check(
@@ -77,7 +82,7 @@ def check_law(
         model,
         masks,
     )
-    full = trace(call, build({}), inputs, rule)
+    full = trace(call, build({}), inputs, rule, follow)
     _declare(full, resolved, named)
     names = _found(full, resolved, named)
     gates = {*_gates(full, resolved, names), *_marks(full, names)}
@@ -86,12 +91,12 @@ def check_law(
             _refuse(names[fault.axis], f"`{fault.op}` goes over it {fault.where}", fault.reads)
     plan = {axis: max(atom.size - 1, 1) for axis, atom in named.items()}
     try:
-        wrong = stale(full, trace(call, build(plan), inputs, rule), names, plan)
+        wrong = stale(full, trace(call, build(plan), inputs, rule, follow), names, plan)
     except Exception as error:
         wrong = [failed(full, error, names)]
     for one in wrong:
         axis = " or ".join(map(repr, one.near)) or "a learned axis"
-        raise ValueError(
+        raise LawError(
             f"A number goes with the size of {axis}, but is computed in Python: {one}. Under a "
             "smaller plan the network would be another. Take the number from shapes of what is "
             "sliced, count active positions (see `docs/cannot.md`), or do not learn that axis."
@@ -105,7 +110,7 @@ def _refuse(axis: str, why: str, reads: bool) -> None:
         else "That cannot be exact under every plan: do not learn it, or see `docs/cannot.md`."
     )
     inside = ", of what is not zero where it is inactive" if reads else ""
-    raise ValueError(f"Axis {axis!r}: {why}{inside}. {advice}")
+    raise LawError(f"Axis {axis!r}: {why}{inside}. {advice}")
 
 
 def _declare(program: Program, resolved: Layout, named: Mapping[str, Atom]) -> None:
@@ -138,14 +143,14 @@ def _found(program: Program, declared: Layout, named: Mapping[str, Atom]) -> dic
         term = settled((atom,))
         reasons = [a.fixed for a in atoms(term) if a.fixed]
         if reasons:
-            raise ValueError(f"Axis {axis!r} cannot change its size: it lies on {reasons[0]}.")
+            raise LawError(f"Axis {axis!r} cannot change its size: it lies on {reasons[0]}.")
         if len(term) != 1 or not isinstance(term[0], Atom):
-            raise ValueError(
+            raise LawError(
                 f"Axis {axis!r} is taken apart in the program, into {_shown(term)}: declare "
                 "the parts, by `fused` or `concatenated`."
             )
         if term[0] in names:
-            raise ValueError(
+            raise LawError(
                 f"The axes {names[term[0]]!r} and {axis!r} are the same in the program, and "
                 "have to be declared as one."
             )
@@ -157,7 +162,7 @@ def _found(program: Program, declared: Layout, named: Mapping[str, Atom]) -> dic
             on = {part.axis for part in flat(*declared.get(path, ())[i : i + 1])}
             for atom in atoms(dim):
                 if names.get(atom, None) not in (None, *on):
-                    raise ValueError(
+                    raise LawError(
                         f"Dimension {i} of {path!r} goes with axis {names[atom]!r} in the "
                         "program, and is not declared on it."
                     )

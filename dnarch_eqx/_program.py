@@ -2,9 +2,7 @@
 # dimensions of all values as terms. What operations say of dimensions is in `_rules.py`.
 
 import dataclasses
-import sysconfig
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -15,23 +13,8 @@ import numpy as np
 from jax.extend.core import Literal
 from jaxtyping import PyTree
 
-from ._terms import fix, new, resolved, Term, unify
-
-
-@dataclasses.dataclass(frozen=True)
-class Where:
-    """Where in a user's program something is computed.
-
-    - `place`: file, line and function, or "" if no file of the user is known.
-    - `layer`: the layer of `eqx.nn` in which it is, or "".
-    """
-
-    place: str
-    layer: str
-
-    def __str__(self) -> str:
-        inside = f"`{self.layer}`" if self.layer else ""
-        return ", ".join(filter(None, [inside, self.place])) or "an unknown place"
+from ._terms import fix, new, Term, unify
+from ._where import Where, where as find
 
 
 @dataclasses.dataclass(eq=False)
@@ -104,6 +87,7 @@ def trace(
     model: PyTree,
     inputs: tuple[PyTree, ...],
     rules: Callable[[str], Rule | None],
+    follow: Callable[[Op], None],
 ) -> Program:
     """Traces `call(model, *inputs)`. Sizes of inputs and outputs are fixed."""
     dynamic, static = eqx.partition((model, inputs), _is_traced)
@@ -127,7 +111,7 @@ def trace(
             why = "an array of integers of the module" if of_model else "an input"
             value = Value([new(n, why) for n in shape])
         ins.append(value)
-    walk = Walk(rules, [])
+    walk = Walk(rules, follow, [])
     outs = walk.run(closed.jaxpr, _constants(closed.consts), ins, Where("", ""), ())
     for value in outs:
         for term in value.dims:
@@ -140,6 +124,7 @@ class Walk:
     """Goes through a traced program, operation by operation."""
 
     rules: Callable[[str], Rule | None]
+    follow: Callable[[Op], None]
     ops: list[Op]
     # Of calls around: where they are, and the names of the functions.
     around: tuple[Where, tuple[str, ...]] = (Where("", ""), ())
@@ -165,14 +150,14 @@ class Walk:
             return env[x]
 
         for eqn in jaxpr.eqns:
-            where = _where(eqn, around, calls)
+            where = find(eqn, around, calls)
             outs = self._eqn(eqn, [read(x) for x in eqn.invars], where, calls)
             env.update(zip(eqn.outvars, outs))
         return [read(x) for x in jaxpr.outvars]
 
     def block(self, closed: Any, ins: Sequence[Value], op: Op) -> Block:
         """The body of a loop or a branch, with operations of its own."""
-        inner = Walk(self.rules, [], self.around)
+        inner = Walk(self.rules, self.follow, [], self.around)
         around, calls = op.where, self.around[1]
         jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
         outs = inner.run(jaxpr, _constants(consts), ins, around, calls)
@@ -193,7 +178,7 @@ class Walk:
         if dims is None:
             dims = unknown(op, shapes)
         op.outs = [Value(d) for d in dims]
-        _follow(op)
+        self.follow(op)
         self.ops.append(op)
         return op.outs
 
@@ -232,130 +217,13 @@ def _shape(var: Any) -> tuple[int, ...]:
     return tuple(getattr(var.aval, "shape", ()))
 
 
-def _follow(op: Op) -> None:
-    """Arrays of the module are followed through what only moves them, numbers through all that
-    is computed of them alone.
-    """
-    value, params = op.ins[0] if op.ins else None, op.params
-    if value is None or not op.outs:
-        return
-    if all(x.constant is not None for x in op.ins):
-        op.outs[0].constant = _computed(op)
-    if value.array is None:
-        return
-    path, at = value.array
-    moved: Any = None
-    if op.name in ("convert_element_type", "copy", "copy_p", "stop_gradient", "slice", "mul"):
-        scalar = op.name != "mul" or not op.ins[1].dims
-        moved = at if scalar else None
-    elif op.name == "transpose":
-        moved = tuple(at[i] for i in params["permutation"])
-    elif op.name == "squeeze":
-        moved = tuple(x for i, x in enumerate(at) if i not in params["dimensions"])
-    elif op.name == "broadcast_in_dim":
-        source = dict(zip(params["broadcast_dimensions"], at))
-        moved = tuple(source.get(i, ()) for i in range(len(params["shape"])))
-    elif op.name in ("reshape", "split", "dynamic_slice"):
-        # By the atoms that dimensions have: those of a module's array lie where they lay.
-        moved = None
-        if op.name == "reshape":
-            moved = _reshaped(value, op.outs[0], at)
-    if moved is not None:
-        op.outs[0].array = path, moved
-
-
-_COMPUTED: dict[str, Callable[..., Any]] = {
-    "add": np.add,
-    "and": np.logical_and,
-    "broadcast_in_dim": lambda x: x,
-    "convert_element_type": lambda x: x,
-    "copy": lambda x: x,
-    "eq": np.equal,
-    "exp": np.exp,
-    "ge": np.greater_equal,
-    "gt": np.greater,
-    "le": np.less_equal,
-    "log": np.log,
-    "lt": np.less,
-    "max": np.maximum,
-    "min": np.minimum,
-    "mul": np.multiply,
-    "ne": np.not_equal,
-    "neg": np.negative,
-    "not": np.logical_not,
-    "or": np.logical_or,
-    "reshape": lambda x: x,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "select_n": lambda which, *cases: cases[int(which)],
-    "sqrt": np.sqrt,
-    "stop_gradient": lambda x: x,
-    "sub": np.subtract,
-}
-
-
-def _computed(op: Op) -> Any:
-    numbers = [value.constant for value in op.ins]
-    if op.name == "integer_pow":
-        return numbers[0] ** op.params["y"]
-    if op.name == "div":
-        whole = all(isinstance(x, int | np.integer) for x in numbers)
-        return numbers[0] // numbers[1] if whole and numbers[1] else np.divide(*numbers)
-    return _COMPUTED[op.name](*numbers) if op.name in _COMPUTED else None
-
-
-def _reshaped(
-    before: Value, after: Value, at: tuple[tuple[int, ...], ...]
-) -> tuple[tuple[int, ...], ...]:
-    lies = {part: x for term, x in zip(before.dims, at) for part in resolved(term)}
-    return tuple(
-        tuple(sorted({i for part in resolved(term) for i in lies.get(part, ())}))
-        for term in after.dims
-    )
-
-
-#
-# Files and lines.
-#
-
-
-_OURS = str(Path(__file__).parent)
-_ROOTS = tuple(sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib"))
-
-
-def _where(eqn: Any, around: Where, calls: tuple[str, ...]) -> Where:
-    """The innermost line of the user's. JAX keeps programs that it has traced, with the lines
-    of their first call: of such a one the call counts.
-    """
-    layer = around.layer or _layer(str(eqn.source_info.name_stack))
-    frames = [
-        f for f in getattr(eqn.source_info.traceback, "frames", ()) if is_users(f.file_name)
-    ]
-    names = {f.function_name.split(".")[-1] for f in frames}
-    if not frames or (calls and calls[-1] not in names and around.place):
-        return Where(around.place, layer)
-    first = frames[0]
-    place = f"{first.file_name}:{first.line_num} ({first.function_name})"
-    return Where(place, layer)
-
-
-def is_users(file: str) -> bool:
-    """Whether a file is neither ours nor a library's."""
-    if file.startswith(_OURS) or file.startswith("<frozen"):
-        return False
-    return not any(root and file.startswith(root) for root in _ROOTS)
-
-
-def _layer(stack: str) -> str:
-    """The outermost layer of `eqx.nn` in a stack of names as `vmap(eqx.nn.Linear)/...`."""
-    at = stack.find("eqx.nn.")
-    if at < 0:
-        return ""
-    end = next((i for i in range(at, len(stack)) if stack[i] in ")/"), len(stack))
-    return stack[at:end]
-
-
 def same(values: Sequence[Value], others: Sequence[Value], why: str) -> None:
     """As those that a loop hands from one turn to the next."""
     for a, b in zip(values, others):
         for x, y in zip(a.dims, b.dims):
             unify(x, y, why)
+
+
+def why(op: Op) -> str:
+    """Why an operation fixes what it touches."""
+    return f"`{op.name}`, {op.where}"

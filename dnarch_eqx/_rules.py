@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ._program import Block, Op, Rule, same, Value, Walk
+from ._control import CONTROL
+from ._positions import POSITIONS
+from ._program import Op, Rule, Walk, why
 from ._terms import Atom, Cat, cut, fix, new, reshape, size, Term, unify
 
 
@@ -37,7 +39,7 @@ def rule(name: str) -> Rule | None:
     """What is known of an operation."""
     if name in ELEMENTWISE:
         return _elementwise
-    found: Any = _RULES.get(name)
+    found: Any = (CONTROL | POSITIONS | _RULES).get(name)
     return found
 
 
@@ -50,26 +52,37 @@ def _of(*names: str):
     return register
 
 
-def _why(op: Op) -> str:
-    return f"`{op.name}`, {op.where}"
-
-
 def _elementwise(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
     shape = shapes[0]
     if op.name == "bitcast_convert_type" and len(op.ins[0].dims) != len(shape):
-        return [[*op.ins[0].dims, *(new(n, _why(op)) for n in shape[len(op.ins[0].dims) :])]]
+        return [[*op.ins[0].dims, *(new(n, why(op)) for n in shape[len(op.ins[0].dims) :])]]
     out: list[Term] = [new(n) for n in shape]
     for value in op.ins:
         # Scalars go with everything.
         for i, term in enumerate(value.dims if len(value.dims) == len(shape) else ()):
             if size(term) == shape[i] != 1:
-                unify(out[i], term, _why(op))
+                unify(out[i], term, why(op))
     return [out for _ in shapes]
 
 
-@_of("optimization_barrier")
+# Results are what is given, one by one.
+ALIKE = frozenset(
+    """
+    debug_callback debug_print device_put layout_constraint mesh_cast name nonbatchable
+    nondifferentiable nondifferentiable_backward nontraceable optimization_barrier pvary reshard
+    sharding_constraint
+    """.split()
+)
+
+
+@_of(*ALIKE)
 def _alike(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    return [list(value.dims) for value in op.ins]
+    return [list(value.dims) for value, _ in zip(op.ins, shapes)]
+
+
+@_of("unvmap_all", "unvmap_any", "unvmap_max")
+def _unmapped(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
+    return [[] for _ in shapes]
 
 
 @_of("broadcast_in_dim")
@@ -94,7 +107,7 @@ def _squeeze(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
 
 @_of("reshape")
 def _reshape(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    return [reshape(op.ins[0].dims, shapes[0], _why(op))]
+    return [reshape(op.ins[0].dims, shapes[0], why(op))]
 
 
 @_of("dot_general")
@@ -102,7 +115,7 @@ def _dot(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
     (left, right), (left_batch, right_batch) = op.params["dimension_numbers"]
     a, b = op.ins[0].dims, op.ins[1].dims
     for i, j in zip((*left, *left_batch), (*right, *right_batch)):
-        unify(a[i], b[j], _why(op))
+        unify(a[i], b[j], why(op))
     return [
         [
             *(a[i] for i in left_batch),
@@ -117,23 +130,23 @@ def _conv(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]] | None:
     numbers, groups = op.params["dimension_numbers"], op.params["feature_group_count"]
     if op.params["batch_group_count"] != 1:
         return None
-    x, w, why = op.ins[0].dims, op.ins[1].dims, _why(op)
+    x, w, reason = op.ins[0].dims, op.ins[1].dims, why(op)
     batch, features, *space = numbers.lhs_spec
     out, inner, *kernel = numbers.rhs_spec
     if groups == 1:
-        unify(x[features], w[inner], why)
+        unify(x[features], w[inner], reason)
     elif size(w[inner]) == 1 and groups == size(w[out]):
-        unify(x[features], w[out], why)
+        unify(x[features], w[out], reason)
     else:
         group = new(groups)
-        unify(x[features], (*group, *w[inner]), why)
-        unify(w[out], (*group, *new(size(w[out]) // groups)), why)
-    result: list[Term] = [new(n, f"positions of {why}") for n in shapes[0]]
+        unify(x[features], (*group, *w[inner]), reason)
+        unify(w[out], (*group, *new(size(w[out]) // groups)), reason)
+    result: list[Term] = [new(n, f"positions of {reason}") for n in shapes[0]]
     result[numbers.out_spec[0]], result[numbers.out_spec[1]] = x[batch], w[out]
     for i in space:
-        fix(x[i], f"positions of {why}")
+        fix(x[i], f"positions of {reason}")
     for i in kernel:
-        fix(w[i], f"the extent of {why}: declare it, with a Gaussian mask")
+        fix(w[i], f"the extent of {reason}: declare it, with a Gaussian mask")
     return [result]
 
 
@@ -159,13 +172,13 @@ def mapped(op: Op) -> tuple[int, ...]:
 def _in_order(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
     for value in op.ins[1:]:
         for a, b in zip(op.ins[0].dims, value.dims):
-            unify(a, b, _why(op))
+            unify(a, b, why(op))
     return [list(op.ins[0].dims) for _ in shapes]
 
 
 @_of("top_k", "approx_top_k")
 def _top_k(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    last = new(shapes[0][-1], f"the number of {_why(op)}")
+    last = new(shapes[0][-1], f"the number of {why(op)}")
     return [[*op.ins[0].dims[:-1], last] for _ in shapes]
 
 
@@ -180,7 +193,7 @@ def _concatenate(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
             out.append(others[0] if one else (Cat(tuple(map(_piece, others))),))
             continue
         for other in others[1:]:
-            unify(term, other, _why(op))
+            unify(term, other, why(op))
         out.append(term)
     return [out]
 
@@ -193,7 +206,7 @@ def _piece(term: Term) -> Term:
 @_of("split")
 def _split(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
     axis, sizes = op.params["axis"], list(op.params["sizes"])
-    pieces = cut(op.ins[0].dims[axis], np.cumsum(sizes)[:-1].tolist(), _why(op))
+    pieces = cut(op.ins[0].dims[axis], np.cumsum(sizes)[:-1].tolist(), why(op))
     return [
         [piece if i == axis else term for i, term in enumerate(op.ins[0].dims)]
         for piece in pieces
@@ -210,11 +223,11 @@ def _slice(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
         if n == whole:
             out.append(term)
         elif stride != 1:
-            fix(term, f"strides of {_why(op)}")
-            out.append(new(n, f"strides of {_why(op)}"))
+            fix(term, f"strides of {why(op)}")
+            out.append(new(n, f"strides of {why(op)}"))
         else:
             at = [i for i in (low, high) if 0 < i < whole]
-            out.append(cut(term, at, _why(op))[1 if low > 0 else 0])
+            out.append(cut(term, at, why(op))[1 if low > 0 else 0])
     return [out]
 
 
@@ -227,143 +240,11 @@ def _pad(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
         if (low, high, inner) == (0, 0, 0):
             out.append(term)
         elif low >= 0 and high >= 0 and inner == 0:
-            sides = [(new(k, _why(op)) or _piece(()),) for k in (low, high)]
+            sides = [(new(k, why(op)) or _piece(()),) for k in (low, high)]
             before, after = [side[0] if k else None for side, k in zip(sides, (low, high))]
             pieces = [piece for piece in (before, _piece(term), after) if piece is not None]
             out.append((Cat(tuple(pieces)),))
         else:
-            fix(term, _why(op))
-            out.append(new(n, _why(op)))
+            fix(term, why(op))
+            out.append(new(n, why(op)))
     return [out]
-
-
-@_of("gather")
-def _gather(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    numbers, sizes = op.params["dimension_numbers"], op.params["slice_sizes"]
-    x, indices = op.ins[0].dims, op.ins[1].dims
-    batching = tuple(getattr(numbers, "operand_batching_dims", ()))
-    gone = (*numbers.collapsed_slice_dims, *batching)
-    kept = [i for i in range(len(x)) if i not in gone]
-    out: list[Term] = [new(n, _why(op)) for n in shapes[0]]
-    for place, i in zip(numbers.offset_dims, kept):
-        if sizes[i] == size(x[i]):
-            out[place] = x[i]
-        else:
-            fix(x[i], _why(op))
-    for i in numbers.collapsed_slice_dims:
-        fix(x[i], f"indices of {_why(op)}")
-    rest = iter(indices[:-1])
-    for place in range(len(out)):
-        if place not in numbers.offset_dims:
-            term = next(rest)
-            if size(term) == shapes[0][place]:
-                out[place] = term
-    for i, j in zip(batching, getattr(numbers, "start_indices_batching_dims", ())):
-        unify(x[i], indices[j], _why(op))
-    return [out]
-
-
-@_of("dynamic_slice")
-def _dynamic_slice(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    out = []
-    for term, n in zip(op.ins[0].dims, shapes[0]):
-        if size(term) != n:
-            fix(term, f"indices of {_why(op)}")
-            term = new(n, f"indices of {_why(op)}")
-        out.append(term)
-    return [out]
-
-
-@_of("dynamic_update_slice")
-def _dynamic_update_slice(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    for whole, part in zip(op.ins[0].dims, op.ins[1].dims):
-        if size(whole) == size(part):
-            unify(whole, part, _why(op))
-        else:
-            fix(whole, f"indices of {_why(op)}")
-            fix(part, f"indices of {_why(op)}")
-    return [list(op.ins[0].dims)]
-
-
-@_of("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window")
-def _window(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    out = []
-    for term, extent, n in zip(op.ins[0].dims, op.params["window_dimensions"], shapes[0]):
-        if extent != 1 or n != size(term):
-            fix(term, f"positions of {_why(op)}")
-            term = new(n, f"positions of {_why(op)}")
-        out.append(term)
-    return [out]
-
-
-@_of("cumred_reduce_window", "fft")
-def _fft(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    over = len(op.params["fft_lengths"])
-    kept, gone = op.ins[0].dims[:-over], op.ins[0].dims[-over:]
-    for term in gone:
-        fix(term, f"positions of {_why(op)}")
-    return [[*kept, *(new(n, f"positions of {_why(op)}") for n in shapes[0][-over:])]]
-
-
-@_of("iota")
-def _iota(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    numbered = op.params["dimension"]
-    return [[new(n, _why(op) if i == numbered else None) for i, n in enumerate(shapes[0])]]
-
-
-@_of("random_bits", "random_seed", "random_wrap", "random_unwrap", "random_fold_in")
-def _random(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    return [[new(n) for n in shape] for shape in shapes]
-
-
-@_of("scan")
-def _scan(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    consts, carries = op.params["num_consts"], op.params["num_carry"]
-    start, over = op.ins[consts : consts + carries], op.ins[consts + carries :]
-    length = over[0].dims[0] if over else new(op.params["length"], f"turns of {_why(op)}")
-    for value in over[1:]:
-        unify(length, value.dims[0], _why(op))
-    slices = [_sliced(value) for value in over]
-    block = walk.block(op.params["jaxpr"], [*op.ins[: consts + carries], *slices], op)
-    op.blocks = (block,)
-    same(start, block.outs[:carries], _why(op))
-    stacked = [[length, *value.dims] for value in block.outs[carries:]]
-    return [*(list(value.dims) for value in start), *stacked]
-
-
-def _sliced(value: Value) -> Value:
-    array = None if value.array is None else (value.array[0], value.array[1][1:])
-    return Value(list(value.dims[1:]), array)
-
-
-@_of("while")
-def _while(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    first, second = op.params["cond_nconsts"], op.params["body_nconsts"]
-    start = op.ins[first + second :]
-    condition = walk.block(op.params["cond_jaxpr"], [*op.ins[:first], *start], op)
-    body = walk.block(op.params["body_jaxpr"], [*op.ins[first : first + second], *start], op)
-    op.blocks = (condition, body)
-    same(start, body.outs, _why(op))
-    return [list(value.dims) for value in start]
-
-
-@_of("cond")
-def _cond(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    op.blocks = tuple(walk.block(b, op.ins[1:], op) for b in op.params["branches"])
-    first: Block = op.blocks[0]
-    for other in op.blocks[1:]:
-        same(first.outs, other.outs, _why(op))
-    return [list(value.dims) for value in first.outs]
-
-
-@_of("cholesky", "triangular_solve", "qr", "lu", "eigh", "svd")
-def _linear_algebra(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
-    """The last two dimensions keep their sizes, the others lie beside."""
-    for value in op.ins:
-        for term in value.dims[-2:]:
-            fix(term, _why(op))
-    lead = op.ins[0].dims[:-2]
-    for value in op.ins[1:]:
-        for a, b in zip(lead, value.dims[:-2]):
-            unify(a, b, _why(op))
-    return [[*lead, *(new(n, _why(op)) for n in shape[len(lead) :])] for shape in shapes]

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ._program import is_users, Op, Program, Where
+from ._program import Op, Program
 from ._terms import Atom, atoms, resolved, size, Term
+from ._where import is_users, Where
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +59,12 @@ def stale(
                 continue
             if not np.array_equal(x.constant, y.constant, equal_nan=True):
                 add(f"{x.constant} becomes {y.constant} at another size", a)
-        wanted = [_shape(value.dims, names, sizes) for value in a.outs]
-        given = [tuple(map(size, value.dims)) for value in b.outs]
-        if wanted != given:
-            add(f"`{a.name}` gives the shape {given[0]} where {wanted[0]} is right", a)
-            break
+        for x, y in zip(a.outs, b.outs):
+            wanted, given = _shape(x.dims, names, sizes), tuple(map(size, y.dims))
+            free = [_is_free(term, names) for term in x.dims]
+            if any(m != n and not f for m, n, f in zip(wanted, given, free)):
+                add(f"`{a.name}` gives the shape {given} where {wanted} is right", a)
+                return list(dict.fromkeys(found))
     return list(dict.fromkeys(found))
 
 
@@ -135,3 +137,8 @@ def _shape(
         )
 
     return tuple(map(count, dims))
+
+
+def _is_free(term: Term, names: Mapping[Atom, str]) -> bool:
+    """Whether nothing of the module or its inputs goes with it: it may be of any size."""
+    return any(atom.fixed is None and atom not in names for atom in atoms(term))

@@ -10,13 +10,12 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._axes import AxisMap
 from .._budget import Budget
 from .._custom_types import Loss
-from .._law import check_law
+from .._law import check_law, LawError
 from .._masks import Masks
 from .._materialize import materialize
 from .._misc import at_least
@@ -26,7 +25,7 @@ from .._train import make_step, OnNonfinite
 from ._nonfinite import NotFiniteError, raised
 from ._processes import check_global
 from ._program import debugging, Program
-from ._signature import arguments, is_ready, Key, Signature
+from ._signature import arguments, is_ready, Key, Signature, signature_of
 from ._store import Compilation, Store
 
 
@@ -183,9 +182,7 @@ class Learner:
         *,
         key: PRNGKeyArray | None = None,
     ) -> jax.stages.Lowered:
-        """The step under a plan, traced but not run: for its memory, operations and text.
-        Takes what [`dnarch_eqx.Learner.step`][] takes.
-        """
+        """The step under a plan, traced but not run: for its memory, operations and text."""
         rest = arguments(batch, key, self.budget)
         return self.trace(state, rest, as_plan(plan)).lowered
 
@@ -208,27 +205,14 @@ class Learner:
             self._networks.put(plan, key, program, self._calls)
         return eqx.nn.inference_mode(program(state.model, state.masks))
 
-    # What a planner needs beside.
-
     def signature(self, state: State) -> Signature:
         """What the program of a step depends on of a state.
 
-        Raises `ValueError` for a state that is none, whose arrays were given up, or that is not
-        the same on all processes.
+        Raises `ValueError` for one that cannot be trained, or not alike on all processes.
         """
         if self._last is not None and self._last[0]() is state:
             return self._last[1]
-        if not isinstance(state, State):
-            raise ValueError(
-                f"`state` must be a `dn.State`, from `Learner.init`, not {state!r}."
-            )
-        for x in jtu.tree_leaves(state):
-            if isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted():
-                raise ValueError(
-                    "The arrays of `state` were given up to an earlier step, as `donate=True` "
-                    "says: go on with the state that that step returned."
-                )
-        signature = Signature("state", state)
+        signature = signature_of(state)
         check_global("state", state)
         return signature
 
@@ -252,7 +236,10 @@ class Learner:
         """The step under a plan, still to be compiled. Checks the loss, the first time."""
         if self._verify and not debugging():
             batch, key, _ = rest
-            check_law(state.model, self.axes, state.masks, self._loss, batch, key)
+            try:
+                check_law(state.model, self.axes, state.masks, self._loss, batch, key)
+            except LawError as error:
+                raise LawError(f"{error} (`verify=False` leaves this out.)") from None
             self._verify = False
         shardings = [getattr(x, "sharding", None) for x in jtu.tree_leaves(state)]
 

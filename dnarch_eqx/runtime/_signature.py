@@ -12,6 +12,8 @@ from jax.core import Tracer
 from jax.sharding import AxisType, NamedSharding
 from jaxtyping import PyTree
 
+from .._state import State
+
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)
 
@@ -114,6 +116,19 @@ class Key:
         if not all(isinstance(x, _Static) for pair in differ for x in pair):
             return []
         return [(x.value, y.value) for x, y in differ]
+
+
+def signature_of(state: State) -> Signature:
+    """Raises `ValueError` for a state that is none, or whose arrays were given up."""
+    if not isinstance(state, State):
+        raise ValueError(f"`state` must be a `dn.State`, from `Learner.init`, not {state!r}.")
+    for x in jtu.tree_leaves(state):
+        if isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted():
+            raise ValueError(
+                "The arrays of `state` were given up to an earlier step, as `donate=True` "
+                "says: go on with the state that that step returned."
+            )
+    return Signature("state", state)
 
 
 def arguments(batch: PyTree, key: Any, budget: PyTree) -> tuple[Any, Any, Any]:

@@ -1,0 +1,276 @@
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+import equinox as eqx
+from jaxtyping import PyTree
+
+from ._flow import Fault, faults, Gate
+from ._follow import follow
+from ._found import Found, FoundAxis
+from ._layout import nodes
+from ._materialize import materialize
+from ._program import Op, Program, trace
+from ._rules import rule
+from ._stale import failed, named, Stale, stale
+from ._terms import Atom, atoms, Term
+
+
+def find_axes(
+    model: PyTree, *inputs: PyTree, call: Callable[..., PyTree] | None = None
+) -> Found:
+    """Finds what goes together in a module: which dimensions of its arrays are the same axis,
+    where each axis is read, and what stands against learning it. Traces once, computes nothing.
+
+    **Arguments:**
+
+    - `model`: at its capacity.
+    - `inputs`: examples, or their shapes as [`jax.ShapeDtypeStruct`][]s.
+    - `call`: `call(model, *inputs)`, by default `model(*inputs)`: to map over a batch, to give
+        a key, to choose a method.
+
+    !!! Example
+
+        ```python
+        found = dn.find_axes(net, x, call=lambda net, x: jax.vmap(net)(x))
+        print(found)
+        axes, masks = found.learn("*.hidden")
+        ```
+    """
+    call = call or (lambda model, *inputs: model(*inputs))
+    found = _from(model, trace(call, model, inputs, rule, follow))
+    return _at_other_sizes(found, model, inputs, call)
+
+
+def _from(model: PyTree, program: Program) -> Found:
+    free = _free(program)
+    gates = _readers(program)
+    counted = _counted(model, program)
+    gates, found = _upstream(program, free, gates, counted)
+    names = _named(program, free)
+    axes = {}
+    for atom, arrays in free.items():
+        hazards = [_said(fault) for fault in found if fault.axis is atom]
+        mine = sorted({(path, dim) for path, dim, other in gates if other is atom})
+        if not (mine or hazards):
+            hazards = ["nothing reads it through an array of the module"]
+        name = names[atom]
+        axes[name] = FoundAxis(
+            name, atom.size, tuple(arrays), tuple(mine), tuple(dict.fromkeys(hazards))
+        )
+    fixed = {
+        path: tuple(_fixed(term) for term in value.dims)
+        for path, value in program.arrays.items()
+    }
+    dims = {path: tuple(value.dims) for path, value in program.arrays.items()}
+    return Found(axes, fixed, dims, names)
+
+
+def _at_other_sizes(
+    found: Found, model: PyTree, inputs: tuple[PyTree, ...], call: Callable[..., PyTree]
+) -> Found:
+    """With the axes refused whose size a layer cannot change, or of which something is computed
+    in Python.
+    """
+    while names := found._chosen(()):
+        axes, masks = found.learn(*names)
+        build = lambda plan: eqx.filter_eval_shape(
+            lambda model, masks: materialize(model, axes, masks, plan, check_coverage=False),
+            model,
+            masks,
+        )
+        try:
+            whole = build({})
+        except ValueError as error:
+            # Errors of layers begin with the path.
+            path = str(error).partition("'")[2].partition("'")[0]
+            on = lambda name: any(at.startswith(path) for at, _ in found.axes[name].arrays)
+            lie = list(filter(on, names))
+            found = found._refused({name: str(error) for name in lie or names})
+            continue
+        full = trace(call, whole, inputs, rule, follow)
+        known = named(found._dims, found._names, full)
+
+        def compared(some: Iterable[str]) -> list[Stale]:
+            plan = {name: max(found.axes[name].size - 1, 1) for name in some}
+            try:
+                return stale(full, trace(call, build(plan), inputs, rule, follow), known, plan)
+            except Exception as error:
+                return [failed(full, error, known)]
+
+        if not (wrong := compared(names)):
+            break
+        found = found._refused(_culprits(wrong, names, compared))
+    return found
+
+
+def _culprits(
+    wrong: list[Stale], names: list[str], compared: Callable[[Iterable[str]], list[Stale]]
+) -> dict[str, str]:
+    """Whose sizes are to blame, with what: one axis of each place is tried at a time."""
+    near = {s.where.place: [n for n in s.near if n in names] or names for s in wrong}
+    culprits: dict[str, str] = {}
+    for i in range(max(map(len, near.values()))):
+        tried = {place: some[i] for place, some in near.items() if i < len(some)}
+        for s in compared(set(tried.values())):
+            culprit = tried.get(s.where.place)
+            if culprit is not None:
+                culprits.setdefault(culprit, str(s))
+    return culprits or {name: str(s) for s in wrong for name in near[s.where.place]}
+
+
+def _free(program: Program) -> dict[Atom, list[tuple[str, int]]]:
+    """The axes of the module's arrays that nothing fixes, with where they lie."""
+    free: dict[Atom, list[tuple[str, int]]] = {}
+    for path, value in program.arrays.items():
+        for dim, term in enumerate(value.dims):
+            for atom in atoms(term):
+                if atom.fixed is None and atom.size > 1:
+                    places = free.setdefault(atom, [])
+                    if (path, dim) not in places:
+                        places.append((path, dim))
+    return free
+
+
+def _counted(model: PyTree, program: Program) -> set[Atom]:
+    """The axes that lie on norms of `eqx.nn`, and on none of a class of the user's that only
+    derives from these.
+    """
+    own: dict[bool, set[Atom]] = {True: set(), False: set()}
+    for path, node in nodes(model):
+        if isinstance(node, eqx.nn.LayerNorm | eqx.nn.RMSNorm):
+            for field in ("weight", "bias"):
+                value = program.arrays.get(f"{path}.{field}")
+                on = () if value is None else value.dims
+                exact = type(node) in (eqx.nn.LayerNorm, eqx.nn.RMSNorm)
+                own[exact] |= {atom for term in on for atom in atoms(term)}
+    return own[True] - own[False]
+
+
+def _fixed(term: Term) -> str | None:
+    reasons = [atom.fixed for atom in atoms(term)]
+    return next(filter(None, reasons), None) if all(reasons) else None
+
+
+def _readers(program: Program) -> set[Gate]:
+    """Where arrays of the module are multiplied with an axis and summed over it."""
+    found: set[Gate] = set()
+    for op in program.ops():
+        for value, contracted in zip(op.ins, _contracted(op)):
+            if value.array is None:
+                continue
+            path, at = value.array
+            for i in contracted:
+                inside = set(atoms(value.dims[i]))
+                found |= {
+                    (path, dim, atom)
+                    for dim in at[i]
+                    for atom in inside
+                    if atom in set(atoms(program.arrays[path].dims[dim]))
+                }
+    return found
+
+
+def _contracted(op: Op) -> tuple[tuple[int, ...], ...]:
+    if op.name == "dot_general":
+        (left, right), _ = op.params["dimension_numbers"]
+        return tuple(left), tuple(right)
+    if op.name == "conv_general_dilated" and op.params["feature_group_count"] >= 1:
+        return (), (op.params["dimension_numbers"].rhs_spec[1],)
+    return ()
+
+
+def _upstream(
+    program: Program,
+    free: Mapping[Atom, list[tuple[str, int]]],
+    gates: set[Gate],
+    counted: set[Atom],
+) -> tuple[set[Gate], list[Fault]]:
+    """Where an axis is summed over between two values of which neither is an array of the
+    module: its mask is multiplied in before, at the arrays of the first layer where that helps.
+    """
+    found = faults(program, gates, counted)
+    open_ = {fault.axis for fault in found if fault.reads}
+    open_ -= {fault.axis for fault in found if not fault.reads}
+    candidates = {
+        atom: _layers(free[atom], {(p, d) for p, d, other in gates if other is atom})
+        for atom in open_
+        if atom in free
+    }
+    for i in range(max(map(len, candidates.values()), default=0)):
+        tried = {
+            (path, dim, atom)
+            for atom, layers in candidates.items()
+            if i < len(layers)
+            for path, dim in layers[i]
+        }
+        now = faults(program, gates | tried, counted)
+        helped = {atom for atom in candidates if not any(f.axis is atom for f in now)}
+        gates = gates | {gate for gate in tried if gate[2] in helped}
+        candidates = {a: layers for a, layers in candidates.items() if a not in helped}
+    return gates, faults(program, gates, counted)
+
+
+def _layers(
+    arrays: Iterable[tuple[str, int]], readers: set[tuple[str, int]]
+) -> list[list[tuple[str, int]]]:
+    """By the module that they are in; then all of them."""
+    layers: dict[str, list[tuple[str, int]]] = {}
+    rest = [place for place in arrays if place not in readers]
+    for path, dim in rest:
+        layers.setdefault(_module(path), []).append((path, dim))
+    return [*layers.values(), rest]
+
+
+def _module(path: str) -> str:
+    return re.sub(r"(\.[^.\[\]]+|\[[^\]]*\])$", "", path)
+
+
+def _named(program: Program, free: Mapping[Atom, list[tuple[str, int]]]) -> dict[Atom, str]:
+    """By the layer that makes them, and what they are to the program."""
+    roles = _roles(program)
+    names: dict[Atom, str] = {}
+    for atom, arrays in free.items():
+        path = min(arrays, key=lambda place: place[1])[0]
+        module = ".".join(re.findall(r"[^.\[\]'\"]+", _module(path)))
+        name = ".".join(filter(None, [module, roles.get(atom, "hidden")]))
+        taken, n = set(names.values()), 1
+        unique = name
+        while unique in taken:
+            n += 1
+            unique = f"{name}{n}"
+        names[atom] = unique
+    return names
+
+
+def _roles(program: Program) -> dict[Atom, str]:
+    roles: dict[Atom, str] = {}
+    for op in program.ops():
+        if op.name == "dot_general" and not any(value.array for value in op.ins):
+            (left, _), (batch, _) = op.params["dimension_numbers"]
+            for places, role in ((batch, "heads"), (left, "width")):
+                for i in places:
+                    roles |= {a: role for a in atoms(op.ins[0].dims[i])}
+            rest = [i for i in range(len(op.ins[1].dims))]
+            for i in rest:
+                for atom in atoms(op.ins[1].dims[i]):
+                    roles.setdefault(atom, "width")
+        elif op.name == "conv_general_dilated":
+            out = op.params["dimension_numbers"].rhs_spec[0]
+            for atom in atoms(op.ins[1].dims[out]):
+                roles.setdefault(atom, "channels")
+        elif op.name == "gather" and op.ins[0].array is not None:
+            for term in op.ins[0].dims:
+                for atom in atoms(term):
+                    roles.setdefault(atom, "embedding")
+        elif op.name == "scan":
+            first = op.params["num_consts"] + op.params["num_carry"]
+            for value in op.ins[first:]:
+                for atom in atoms(value.dims[0]):
+                    roles[atom] = "depth"
+    return roles
+
+
+def _said(fault: Fault) -> str:
+    if fault.reads:
+        return f"`{fault.op}` over it, of what is not zero where it is inactive, {fault.where}"
+    return f"`{fault.op}` over it, {fault.where}"
