@@ -242,7 +242,7 @@ def examples() -> dict[str, Example]:
     attention = eqx.nn.MultiheadAttention(4, 12, qk_size=5, vo_size=7, key=next(keys))
     blocks = {
         f"blocks.{i}.{name}"
-        for i in range(2)
+        for i in range(1)
         for name in (
             "attention.query_proj.heads",
             "attention.query_proj.width",
@@ -278,6 +278,6 @@ def examples() -> dict[str, Example]:
         ),
         "swiglu": Example(SwiGLU(next(keys)), one(4), call, {"gate.hidden"}),
         "vit": Example(
-            ViT(16, 4, 2, next(keys)), one(1, 8, 8), call, {"patches.channels", *blocks}
+            ViT(16, 4, 1, next(keys)), one(1, 8, 8), call, {"patches.channels", *blocks}
         ),
     }

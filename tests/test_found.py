@@ -34,7 +34,8 @@ def outputs_and_gradients(example: Example, axes, masks, plan):
         outputs = jtu.tree_leaves(example.call(net, *example.inputs))
         return sum(jnp.sum(jnp.sin(x + 1)) for x in outputs), outputs
 
-    (_, outputs), grads = eqx.filter_value_and_grad(total, has_aux=True)((example.model, masks))
+    step = eqx.filter_jit(eqx.filter_value_and_grad(total, has_aux=True))
+    (_, outputs), grads = step((example.model, masks))
     return outputs, jtu.tree_leaves(grads)
 
 
@@ -64,7 +65,7 @@ def test_what_can_be_learned_is_found_and_exact(x64, name):
     alike(jtu.tree_leaves(example.call(frozen, *example.inputs)), wanted[0])
 
 
-@pytest.mark.parametrize("name", ("mlp", "u-net", "gru", "attention"))
+@pytest.mark.parametrize("name", ("mlp", "u-net", "attention"))
 def test_trained_across_a_bucket_and_frozen(name):
     example = examples()[name]
     axes, masks = found_in(example).learn(start=0.8)
@@ -108,13 +109,10 @@ def test_depends_on_shapes_alone():
 def test_renamed_restricted_and_chosen():
     found = found_in(examples()["vit"])
     axes, masks = found.learn("*.up.hidden", start=0.5)
-    assert set(masks) == {"blocks.0.up.hidden", "blocks.1.up.hidden"}
+    assert set(masks) == {"blocks.0.up.hidden"}
     assert axes[".blocks[0].down.weight"] == dn.Axes(None, dn.gated("blocks.0.up.hidden"))
     named = found.rename({"patches.channels": "width"}).only("width", "*.heads")
-    assert list(named.axes) == [
-        "width",
-        *(f"blocks.{i}.attention.query_proj.heads" for i in "01"),
-    ]
+    assert list(named.axes) == ["width", "blocks.0.attention.query_proj.heads"]
     _, masks = named.learn("width")
     assert set(masks) == {"width"}
     with pytest.raises(ValueError, match="No axis matches 'nothing'"):
