@@ -32,11 +32,9 @@ def follow(op: Op) -> None:
     elif op.name == "broadcast_in_dim":
         source = dict(zip(params["broadcast_dimensions"], at))
         moved = tuple(source.get(i, ()) for i in range(len(params["shape"])))
-    elif op.name in ("reshape", "split", "dynamic_slice"):
+    elif op.name == "reshape":
         # By the atoms that dimensions have: those of a module's array lie where they lay.
-        moved = None
-        if op.name == "reshape":
-            moved = _reshaped(value, op.outs[0], at)
+        moved = _reshaped(value, op.outs[0], at)
     if moved is not None:
         op.outs[0].array = path, moved
 

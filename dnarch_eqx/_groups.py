@@ -19,7 +19,8 @@ def find_axes(
     model: PyTree, *inputs: PyTree, call: Callable[..., PyTree] | None = None
 ) -> Found:
     """Finds what goes together in a module: which dimensions of its arrays are the same axis,
-    where each axis is read, and what stands against learning it. Traces once, computes nothing.
+    where each axis is read, and what stands against learning it. Traces the call, here and at
+    other sizes, and computes nothing.
 
     **Arguments:**
 
@@ -250,9 +251,8 @@ def _roles(program: Program) -> dict[Atom, str]:
             for places, role in ((batch, "heads"), (left, "width")):
                 for i in places:
                     roles |= {a: role for a in atoms(op.ins[0].dims[i])}
-            rest = [i for i in range(len(op.ins[1].dims))]
-            for i in rest:
-                for atom in atoms(op.ins[1].dims[i]):
+            for term in op.ins[1].dims:
+                for atom in atoms(term):
                     roles.setdefault(atom, "width")
         elif op.name == "conv_general_dilated":
             out = op.params["dimension_numbers"].rhs_spec[0]

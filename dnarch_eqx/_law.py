@@ -31,7 +31,7 @@ def check(
     call: Callable[..., PyTree] | None = None,
 ) -> None:
     """Checks that model, axes and masks fit together; and, given inputs, that the network is
-    the same function under every plan that covers: for the program of a call.
+    the same function under every plan that covers. The call is traced, not run.
 
     **Arguments:**
 

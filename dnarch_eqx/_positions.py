@@ -97,7 +97,6 @@ POSITIONS: dict[str, Rule] = {
     "reduce_window_max": _window,
     "reduce_window_min": _window,
     "reduce_window": _window,
-    "cumred_reduce_window": _fft,
     "fft": _fft,
     "iota": _iota,
     "random_bits": _random,

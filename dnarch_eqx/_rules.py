@@ -32,7 +32,6 @@ REDUCTIONS = frozenset(
     "argmin".split()
 )
 CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
-ORDERED = frozenset("sort rev top_k approx_top_k".split())
 
 
 def rule(name: str) -> Rule | None:
