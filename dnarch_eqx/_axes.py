@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ._masks import axis_name
-from ._misc import as_float, Constant, positive, value
+from ._misc import as_float, Constant, positive, replace, value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,10 @@ class Axes:
 
     `Axes("hidden", None)` says that dimension 0 is the axis `hidden`, and that dimension 1
     is not learned. Besides names there are [`dnarch_eqx.gated`][], [`dnarch_eqx.fused`][] and
-    [`dnarch_eqx.concatenated`][]. On a list or tuple of modules, `Axes("depth")` says that its
-    elements lie on `depth`, which drops whole modules.
+    [`dnarch_eqx.concatenated`][]. On a number that a module keeps (`num_heads`), `Axes("heads")`
+    says that it is the size of that axis, or of a `fused` or `concatenated` dimension. On a list
+    or tuple of modules, `Axes("depth")` says that its elements lie on `depth`, which drops whole
+    modules; `Axes(gated("depth"))`, that each goes over into `x -> x` as its mask goes to 0.
     """
 
     dims: tuple[Dim, ...]
@@ -156,7 +158,7 @@ class _Path:
 
 
 def declare(model: PyTree, where: Callable[[Any], Any], axes: Axes | Sequence[Axes]) -> AxisMap:
-    """Puts arrays of a model, or sequences of its modules, on axes.
+    """Puts arrays of a model, numbers that its modules keep, or sequences of modules, on axes.
 
     **Arguments:**
 
@@ -180,7 +182,7 @@ def declare(model: PyTree, where: Callable[[Any], Any], axes: Axes | Sequence[Ax
         ```
     """
     leaves, treedef = jtu.tree_flatten_with_path(model, is_leaf=lambda x: x is None)
-    nodes = where(treedef.unflatten([_Path(path) for path, _ in leaves]))
+    nodes = where(_numbered(treedef.unflatten([_Path(path) for path, _ in leaves])))
     if isinstance(axes, Axes):
         nodes, axes = (nodes,), (axes,)
     elif not isinstance(axes, Sequence) or not all(isinstance(spec, Axes) for spec in axes):
@@ -198,8 +200,33 @@ def declare(model: PyTree, where: Callable[[Any], Any], axes: Axes | Sequence[Ax
     return {path: spec for path, spec in declared.items() if path not in absent}
 
 
+class _Number(int):
+    """A number in a static field, that knows where."""
+
+    path: str
+
+
+def _numbered(node: Any, path: str = "") -> Any:
+    """A tree with such numbers."""
+    pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    if not pairs or not pairs[0][0]:
+        return node
+    node = treedef.unflatten([_numbered(x, path + jtu.keystr(key)) for key, x in pairs])
+    if not isinstance(node, eqx.Module):
+        return node
+    marked = {}
+    for field in dataclasses.fields(node):
+        x = getattr(node, field.name, None)
+        if field.metadata.get("static") and isinstance(x, int) and not isinstance(x, bool):
+            marked[field.name] = number = _Number(x)
+            number.path = f"{path}.{field.name}"
+    return replace(node, **marked) if marked else node
+
+
 def _path_of(node, paths: list[tuple[Any, ...]]) -> str:
     """The path of a node of the marked tree: the one above exactly its leaves."""
+    if isinstance(node, _Number):
+        return node.path
     inner = jtu.tree_leaves_with_path(node)
     if inner and all(isinstance(leaf, _Path) for _, leaf in inner):
         key, leaf = inner[0]

@@ -6,7 +6,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ._layout import Factor, flat
+from ._layout import Dims, Factor, flat
 from ._masks import product
 
 
@@ -18,7 +18,7 @@ class Fit:
     """
 
     path: str
-    dims: Callable[[str], tuple[tuple[Factor, ...], ...] | None]
+    dims: Callable[[str], Dims | None]
     values: Mapping[str, Float[Array, " _"]]
     starts: Mapping[str, int]
     exact: frozenset[str]
@@ -26,7 +26,7 @@ class Fit:
     def within(self, stacked: int) -> "Fit":
         """Without the leading dimensions of layers that are stacked, to be scanned."""
 
-        def dims(field: str) -> tuple[tuple[Factor, ...], ...] | None:
+        def dims(field: str) -> Dims | None:
             whole = self.dims(field)
             return None if whole is None else whole[stacked:]
 
@@ -40,9 +40,13 @@ class Fit:
 
     def size(self, *parts: Factor) -> int:
         """How many positions are left of the product of these parts."""
-        masks = [self.mask(part) for part in parts]
-        sizes = [p.capacity if mask is None else mask.shape[0] for p, mask in zip(parts, masks)]
-        return math.prod(sizes)
+        def one(part: Factor) -> int:
+            if part.parts:
+                return sum(self.size(*inner) for inner in part.parts)
+            mask = self.mask(part)
+            return part.capacity if mask is None else mask.shape[0]
+
+        return math.prod(map(one, parts))
 
     def mask(self, part: Factor) -> Float[Array, " _"] | None:
         """The mask's values there; `None` where nothing is learned."""
@@ -54,7 +58,7 @@ class Fit:
         masks = [(part, self.mask(part)) for part in parts]
         return product(*(jnp.ones(p.capacity) if mask is None else mask for p, mask in masks))
 
-    def active(self, dims: tuple[tuple[Factor, ...], ...]) -> Array:
+    def active(self, dims: Dims) -> Array:
         """Which positions are."""
         values = self._product(*(part for dim in dims for part in dim))
         return lax.stop_gradient(values).reshape([self.size(*dim) for dim in dims]) > 0

@@ -15,7 +15,18 @@ from ._where import Where
 # An array of the module, one of its dimensions, and an axis that lies there.
 Gate = tuple[str, int, Atom]
 
-_Zeros = frozenset[Atom]
+
+@dataclasses.dataclass(frozen=True)
+class _Same:
+    """Of a value in the body of a scan: on the turns that are inactive it is what the carry at
+    this place was before.
+    """
+
+    turns: Atom
+    place: int
+
+
+_Zeros = frozenset[Atom | _Same]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +101,8 @@ def faults(
 class _Flow:
     found: list[Fault]
     counted: frozenset[Atom]
+    # The axes of the turns of the scans around.
+    turns: frozenset[Atom] = frozenset()
 
     def block(self, block: Block, ins: Iterable[_Zeros]) -> list[_Zeros]:
         """The zeros of the results."""
@@ -98,8 +111,9 @@ class _Flow:
         for op in block.ops:
             outs = self.op(op, [zeros(value) for value in op.ins])
             for value, out in zip(op.outs, outs):
-                carried = {atom for term in value.dims for atom in atoms(term)}
-                env[id(value)] = frozenset(out & carried)
+                carried = {atom for term in value.dims for atom in atoms(term)} | self.turns
+                same = {x for x in out if isinstance(x, _Same)}
+                env[id(value)] = frozenset(out & carried | same)
         return [zeros(value) for value in block.outs]
 
     def op(self, op: Op, ins: list[_Zeros]) -> list[_Zeros]:
@@ -115,6 +129,8 @@ class _Flow:
         return [_result(op, ins)] * len(op.outs)
 
     def fault(self, op: Op, atom: Atom, reads: bool) -> None:
+        if atom.size == 1:
+            return
         exact = atom in self.counted and op.where.layer in _COUNTED and "reduce" in op.name
         if atom.fixed is None and not exact:
             self.found.append(Fault(atom, op.name, op.where, reads))
@@ -128,18 +144,29 @@ class _Flow:
             end += consts
             before, start, after = ins[:consts], ins[consts:end], ins[end:]
             body, conditions = op.blocks[0], []
+            over = {a for value in op.ins[end:] for a in atoms(value.dims[0])}
+            turns = frozenset(atom for atom in over if atom.fixed is None)
         else:
             first, second = op.params["cond_nconsts"], op.params["body_nconsts"]
             before, start, after = ins[first : first + second], ins[first + second :], []
             body, conditions = op.blocks[1], [(op.blocks[0], ins[:first])]
+            turns = frozenset()
+        around, self.turns = self.turns, self.turns | turns
         known = len(self.found)
         while True:  # until what is handed on is zero where it was
             del self.found[known:]
-            outs = self.block(body, [*before, *start, *after])
+            same = [{_Same(atom, i) for atom in turns} for i in range(len(start))]
+            carry = [a | b for a, b in zip(start, same)]
+            outs = self.block(body, [*before, *carry, *after])
             kept = [a & b for a, b in zip(start, outs)]
             if kept == start:
                 break
             start = kept
+        self.turns = around
+        for atom in turns:
+            if any(_Same(atom, i) not in outs[i] for i in range(len(start))):
+                self.fault(op, atom, True)
+        outs = [frozenset(x for x in out if not isinstance(x, _Same)) for out in outs]
         for condition, constants in conditions:
             self.block(condition, [*constants, *start])
         return [*start, *outs[len(start) :]]
@@ -172,6 +199,26 @@ def _taken(op: Op) -> Iterable[tuple[Atom, bool]]:
 
 
 def _result(op: Op, ins: list[_Zeros]) -> _Zeros:
+    return _zeros(op, [_plain(x) for x in ins]) | _same(op, ins)
+
+
+def _plain(zeros: _Zeros) -> _Zeros:
+    return frozenset(x for x in zeros if not isinstance(x, _Same))
+
+
+def _same(op: Op, ins: list[_Zeros]) -> _Zeros:
+    """What is left of a carry where nothing is added to it."""
+    if op.name in ("convert_element_type", "copy", "copy_p"):
+        return ins[0] - _plain(ins[0])
+    if op.name in ("add", "add_any", "sub"):
+        a, b = ins
+        left = {x for x in a if isinstance(x, _Same) and x.turns in b}
+        right = {x for x in b if isinstance(x, _Same) and x.turns in a and op.name != "sub"}
+        return frozenset(left | right)
+    return frozenset()
+
+
+def _zeros(op: Op, ins: list[_Zeros]) -> _Zeros:
     name = op.name
     if not ins:
         return frozenset()

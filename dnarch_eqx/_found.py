@@ -9,7 +9,7 @@ from ._masks import AbstractMask
 from ._misc import number
 from ._report import table
 from ._sigmoid import Sigmoid
-from ._terms import Atom, resolved, size, Term
+from ._terms import Atom, atoms, resolved, size, Term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +120,19 @@ class Found:
                 )
             )
         return table(rows)
+
+    def _keeping(self, numbers: Mapping[str, Term]) -> "Found":
+        """With numbers of modules that are sizes of axes."""
+        more = {
+            name: tuple((path, 0) for path, term in numbers.items() if atom in atoms(term))
+            for atom, name in self._names.items()
+        }
+        axes = {
+            name: dataclasses.replace(axis, arrays=(*axis.arrays, *more.get(name, ())))
+            for name, axis in self.axes.items()
+        }
+        dims = {**self._dims, **{path: (term,) for path, term in numbers.items()}}
+        return dataclasses.replace(self, axes=axes, _dims=dims)
 
     def _refused(self, why: Mapping[str, str]) -> "Found":
         axes = {

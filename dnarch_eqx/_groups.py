@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterable, Mapping
 import equinox as eqx
 from jaxtyping import PyTree
 
+from ._depths import with_depths
 from ._flow import Fault, faults, Gate
 from ._follow import follow
 from ._found import Found, FoundAxis
+from ._law import traced
 from ._layout import nodes
-from ._materialize import materialize
+from ._materialize import checked
+from ._numbers import Numbers, numbers
 from ._program import Op, Program, trace
 from ._rules import rule
 from ._stale import failed, named, Stale, stale
@@ -39,7 +42,7 @@ def find_axes(
     """
     call = call or (lambda model, *inputs: model(*inputs))
     found = _from(model, trace(call, model, inputs, rule, follow))
-    return _at_other_sizes(found, model, inputs, call)
+    return with_depths(_at_other_sizes(found, model, inputs, call), model, inputs, call)
 
 
 def _from(model: PyTree, program: Program) -> Found:
@@ -69,18 +72,14 @@ def _from(model: PyTree, program: Program) -> Found:
 def _at_other_sizes(
     found: Found, model: PyTree, inputs: tuple[PyTree, ...], call: Callable[..., PyTree]
 ) -> Found:
-    """With the axes refused whose size a layer cannot change, or of which something is computed
-    in Python.
+    """With the numbers that follow an axis, and the axes refused whose size a layer cannot
+    change, or of which something is computed in Python.
     """
+    asked: set[str] = set()
     while names := found._chosen(()):
         axes, masks = found.learn(*names)
-        build = lambda plan: eqx.filter_eval_shape(
-            lambda model, masks: materialize(model, axes, masks, plan, check_coverage=False),
-            model,
-            masks,
-        )
         try:
-            whole = build({})
+            checked(model, axes, masks)
         except ValueError as error:
             # Errors of layers begin with the path.
             path = str(error).partition("'")[2].partition("'")[0]
@@ -88,19 +87,31 @@ def _at_other_sizes(
             lie = list(filter(on, names))
             found = found._refused({name: str(error) for name in lie or names})
             continue
-        full = trace(call, whole, inputs, rule, follow)
+        full = traced(model, axes, masks, call, inputs, {})
         known = named(found._dims, found._names, full)
 
-        def compared(some: Iterable[str]) -> list[Stale]:
+        def compared(some: Iterable[str], with_numbers: Numbers | None = None) -> list[Stale]:
+            axes, masks = found._keeping(with_numbers or {}).learn(*names)
             plan = {name: max(found.axes[name].size - 1, 1) for name in some}
             try:
-                return stale(full, trace(call, build(plan), inputs, rule, follow), known, plan)
+                small = traced(model, axes, masks, call, inputs, plan)
+                return stale(full, small, known, plan)
             except Exception as error:
                 return [failed(full, error, known)]
 
         if not (wrong := compared(names)):
             break
-        found = found._refused(_culprits(wrong, names, compared))
+        culprits = _culprits(wrong, names, compared)
+        free = {atom for atom, name in found._names.items() if name in names}
+        kept: Numbers = {}
+        for group in _alike(culprits):
+            if asked >= set(group):
+                continue
+            asked |= set(group)
+            here = {atom for atom in free if found._names[atom] in group}
+            holds = lambda some, group=group: not compared(group, some)
+            kept |= numbers(model, found._dims, here, free, holds)
+        found = found._keeping(kept) if kept else found._refused(culprits)
     return found
 
 
@@ -116,7 +127,21 @@ def _culprits(
             culprit = tried.get(s.where.place)
             if culprit is not None:
                 culprits.setdefault(culprit, str(s))
-    return culprits or {name: str(s) for s in wrong for name in near[s.where.place]}
+    if culprits:
+        return culprits
+    # It takes several together: of these the ones that do nothing alone are left out.
+    blamed = {name: str(s) for s in wrong for name in near[s.where.place]}
+    groups = _alike(blamed)
+    sound = {name for group in groups if not compared(group) for name in group}
+    return {name: why for name, why in blamed.items() if name not in sound} or blamed
+
+
+def _alike(names: Iterable[str]) -> list[list[str]]:
+    """Those that differ by their place in lists alone."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(re.sub(r"\d+", "*", name), []).append(name)
+    return list(groups.values())
 
 
 def _free(program: Program) -> dict[Atom, list[tuple[str, int]]]:
@@ -208,7 +233,25 @@ def _upstream(
         helped = {atom for atom in candidates if not any(f.axis is atom for f in now)}
         gates = gates | {gate for gate in tried if gate[2] in helped}
         candidates = {a: layers for a, layers in candidates.items() if a not in helped}
+    gates = _fewest(program, gates, counted)
     return gates, faults(program, gates, counted)
+
+
+def _fewest(program: Program, gates: set[Gate], counted: set[Atom]) -> set[Gate]:
+    """Without those at the turns of scans that are not needed."""
+    turns = {
+        atom
+        for op in program.ops()
+        if op.name == "scan"
+        for value in op.ins[op.params["num_consts"] + op.params["num_carry"] :]
+        for atom in atoms(value.dims[0])
+    }
+    order = {path: i for i, path in enumerate(program.arrays)}
+    for gate in sorted((g for g in gates if g[2] in turns), key=lambda g: order[g[0]]):
+        fewer = gates - {gate}
+        if not any(fault.axis is gate[2] for fault in faults(program, fewer, counted)):
+            gates = fewer
+    return gates
 
 
 def _layers(

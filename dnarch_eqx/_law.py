@@ -10,12 +10,13 @@ from ._axes import AxisMap, Gate
 from ._flow import faults
 from ._follow import follow
 from ._gaussian import Gaussian
-from ._layout import Factor, flat, Layout, nodes, resolve
+from ._layout import Dims, Factor, flat, Layout, nodes, resolve
 from ._masks import Masks
 from ._materialize import checked, materialize
 from ._program import Program, trace
 from ._rules import rule
-from ._stale import failed, stale
+from ._stale import failed, Stale, stale
+from ._stateful import state_of, together, with_state
 from ._terms import Atom, atoms, Cat, new, resolved as settled, Term, unify
 
 
@@ -64,7 +65,9 @@ def check_law(
 
     Raises `ValueError` that names axis, arrays, file and line, and what to do.
     """
-    resolved = resolve(model, axes, masks)
+    state = state_of(inputs)
+    whole = model if state is None else together(model, state)
+    resolved = resolve(whole, axes, masks)
     own = {axis for axis, mask in masks.items() if isinstance(mask, Gaussian)}
     for path, node in nodes(model):
         if isinstance(node, Gate):
@@ -74,33 +77,74 @@ def check_law(
                 dims for at, dims in resolved.items() if at.startswith((f"{path}.", f"{path}["))
             ]
             own |= {part.axis for dims in inside for part in flat(*dims) if part.axis}
+    depths = {dims[0][0].axis for dims in _gated_blocks(whole, resolved)} & set(masks)
+    own |= depths
     named = {axis: Atom(mask.capacity) for axis, mask in masks.items() if axis not in own}
-    if not named:
+    if not named and not depths:
         return
-    build = lambda plan: eqx.filter_eval_shape(
-        lambda model, masks: materialize(model, axes, masks, plan, check_coverage=False),
-        model,
-        masks,
-    )
-    full = trace(call, build({}), inputs, rule, follow)
+    under = lambda plan: traced(model, axes, masks, call, inputs, plan)
+    full = under({})
     _declare(full, resolved, named)
     names = _found(full, resolved, named)
     gates = {*_gates(full, resolved, names), *_marks(full, names)}
     for fault in faults(full, gates):
         if fault.axis in names:
             _refuse(names[fault.axis], f"`{fault.op}` goes over it {fault.where}", fault.reads)
-    plan = {axis: max(atom.size - 1, 1) for axis, atom in named.items()}
-    try:
-        wrong = stale(full, trace(call, build(plan), inputs, rule, follow), names, plan)
-    except Exception as error:
-        wrong = [failed(full, error, names)]
-    for one in wrong:
+    smaller = lambda some: {axis: max(masks[axis].capacity - 1, 1) for axis in sorted(some)}
+
+    def compared(plan: Mapping[str, int]) -> list[Stale]:
+        try:
+            return stale(full, under(plan), names, plan)
+        except Exception as error:
+            return [failed(full, error, names)]
+
+    for one in compared(smaller(named)) if named else ():
         axis = " or ".join(map(repr, one.near)) or "a learned axis"
         raise LawError(
             f"A number goes with the size of {axis}, but is computed in Python: {one}. Under a "
             "smaller plan the network would be another. Take the number from shapes of what is "
-            "sliced, count active positions (see `docs/cannot.md`), or do not learn that axis."
+            "sliced, declare it on the axis if a module keeps it, count active positions (see "
+            "`docs/cannot.md`), or do not learn that axis."
         )
+    for one in compared(smaller(depths)) if depths else ():
+        axis = " or ".join(map(repr, sorted(depths)))
+        raise LawError(
+            f"Blocks of {axis} cannot be left out: something goes with their number outside of "
+            f"them: {one}."
+        )
+
+
+def _gated_blocks(model: PyTree, resolved: Layout) -> Iterator[Dims]:
+    for path, node in nodes(model):
+        dims = resolved.get(path)
+        if dims is not None and isinstance(node, list | tuple) and dims[0][0].gated:
+            yield dims
+
+
+def traced(
+    model: PyTree,
+    axes: AxisMap,
+    masks: Masks,
+    call: Callable[..., PyTree],
+    inputs: tuple[PyTree, ...],
+    plan: Mapping[str, int],
+) -> Program:
+    """The program of `call(net, *inputs)` under a plan. A state of the model among the inputs
+    is that of the plan.
+    """
+    state = state_of(inputs)
+    net = eqx.filter_eval_shape(
+        lambda model, masks, state: materialize(
+            model, axes, masks, plan, model_state=state, check_coverage=False
+        ),
+        model,
+        masks,
+        state,
+    )
+    if state is not None:
+        net, state = net
+        inputs = with_state(inputs, state)
+    return trace(call, net, inputs, rule, follow)
 
 
 def _refuse(axis: str, why: str, reads: bool) -> None:

@@ -9,11 +9,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
+import numpy as np
 from jaxtyping import PyTree
 
 from ._axes import Axes, AxisMap, Concatenated, Dim, Fused, Gate, Gated
 from ._masks import check_masks, Masks
 from ._shared import Tie, ties
+from ._stateful import is_apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,20 +38,36 @@ def flat(*dims: tuple[Factor, ...]) -> Iterator[Factor]:
             yield from flat(*part.parts) if part.parts else (part,)
 
 
-# Path -> for every dimension of the node there, its parts.
-Layout: TypeAlias = dict[str, tuple[tuple[Factor, ...], ...]]
+# For every dimension of a node, its parts.
+Dims: TypeAlias = tuple[tuple[Factor, ...], ...]
+# Path -> what lies on the node there.
+Layout: TypeAlias = dict[str, Dims]
 
 
 def nodes(model: PyTree) -> Iterator[tuple[str, Any]]:
-    """All nodes of a tree with their paths, parents first."""
+    """All nodes of a tree with their paths, parents first, and numbers in static fields."""
     stack: list[tuple[str, Any]] = [("", model)]
     while stack:
         path, node = stack.pop()
         yield path, node
+        if isinstance(node, eqx.Module):
+            yield from ((f"{path}.{name}", x) for name, x in static_numbers(node))
         children = jtu.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
         stack.extend(
             (path + jtu.keystr(key), child) for key, child in reversed(children) if key
         )
+
+
+def is_number(x: Any) -> bool:
+    """Whether it can be the size of an axis."""
+    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+
+
+def static_numbers(module: eqx.Module) -> Iterator[tuple[str, int]]:
+    """Field and value, of a module's static fields."""
+    for field in dataclasses.fields(module):
+        if field.metadata.get("static") and is_number(x := getattr(module, field.name, None)):
+            yield field.name, x
 
 
 def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
@@ -64,7 +82,11 @@ def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
     check_masks(masks)
     found = {path: node for path, node in nodes(model) if path in axes}
     tied = _tied(model)
+    # Of values that are kept outside of the model nothing is known here.
+    outside = tuple(f"{path}.init" for path, node in nodes(model) if is_apart(node))
     for path in sorted(axes):
+        if path not in found and path.startswith(outside):
+            continue
         if path in tied:
             raise ValueError(
                 f"`axes` declares {path!r}, which `eqx.nn.Shared` ties to "
@@ -172,7 +194,7 @@ def resolve(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
     for path, node in nodes(model):
         here = {part.axis for part in flat(*resolved.get(path, ())) if part.gated}
         entered |= here
-        dtype = getattr(node, "dtype", int)
+        dtype = float if isinstance(node, list | tuple) else getattr(node, "dtype", int)
         if here & set(masks) and not jnp.issubdtype(dtype, jnp.inexact):
             if path in axes:
                 shown = getattr(node, "dtype", type(node).__name__)
@@ -226,13 +248,21 @@ def _part_size(part: Any, known: Mapping, masks: Masks) -> int | None:
     return masks[axis].capacity if axis in masks else None
 
 
+def _is_block(x: Any) -> bool:
+    return isinstance(x, eqx.Module) and callable(x)
+
+
 def _shape(path: str, node, spec: Axes) -> tuple[int, ...]:
     if isinstance(node, (list, tuple)):
-        if len(spec.dims) != 1 or not isinstance(spec.dims[0], str):
+        if len(spec.dims) != 1 or not isinstance(spec.dims[0], str | Gated):
             raise ValueError(
-                f"{path!r} is a sequence of {len(node)} modules: its axes must be one name, "
-                f"not {spec}. The mask of a depth enters where the branches are added, by a "
-                "`Gate`."
+                f"{path!r} is a sequence of {len(node)} modules: its axes must be one name, or "
+                f"`gated(name)`, which leaves blocks out from outside; not {spec}."
+            )
+        if isinstance(spec.dims[0], Gated) and not all(map(_is_block, node)):
+            raise ValueError(
+                f"{path!r} is declared as {spec}: only modules that can be called, of shapes that "
+                "do not change, can be left out from outside. Others need a `Gate`."
             )
         if hasattr(node, "_fields"):
             raise ValueError(
@@ -240,6 +270,13 @@ def _shape(path: str, node, spec: Axes) -> tuple[int, ...]:
                 f"cannot be dropped: hold what lies on {spec.dims[0]!r} in a list or tuple."
             )
         return (len(node),)
+    if is_number(node):
+        if len(spec.dims) != 1 or isinstance(spec.dims[0], Gated):
+            raise ValueError(
+                f"{path!r} is a number, the size of one dimension in which no mask enters; its "
+                f"axes are {spec}."
+            )
+        return (node,)
     if not (eqx.is_array_like(node) or isinstance(node, jax.ShapeDtypeStruct)):
         raise ValueError(f"{path!r} is neither an array nor a sequence of modules: {node!r}.")
     shape = node.shape if hasattr(node, "shape") else jnp.shape(node)

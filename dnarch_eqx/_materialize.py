@@ -1,7 +1,7 @@
 import abc
 import math
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax.lax as lax
@@ -12,17 +12,16 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
 from ._axes import AxisMap, Gate
+from ._blocks import faded, is_faded
 from ._fit import Fit
-from ._layout import Factor, flat, Layout, resolve
+from ._layout import Dims, Factor, flat, is_number, Layout, resolve, static_numbers
 from ._masks import Masks
 from ._misc import constant, replace
 from ._plan import check_covers, counts, exact, Plan
 from ._shared import ties
 from ._sizes import covered
+from ._stateful import apart, together
 from ._stock import refit
-
-
-_Model = TypeVar("_Model")
 
 
 class AbstractFreezable(eqx.Module):
@@ -51,13 +50,14 @@ def checked(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
 
 
 def materialize(
-    model: _Model,
+    model: PyTree,
     axes: AxisMap,
     masks: Masks,
     plan: Mapping[str, int],
     *,
+    model_state: eqx.nn.State | None = None,
     check_coverage: bool = True,
-) -> _Model:
+) -> Any:
     """The user's own module, with smaller arrays: the only door between an architecture
     and a network that runs.
 
@@ -74,6 +74,7 @@ def materialize(
     - `axes`: what lies on which axis, from [`dnarch_eqx.declare`][].
     - `masks`: the learned axes. An axis without a mask is not learned.
     - `plan`: the buckets. An axis without a bucket is at its capacity.
+    - `model_state`: of a model with an [`equinox.nn.State`][]: that.
     - `check_coverage`: whether to raise if an active position would be cropped. Inside jit
         that is an [`equinox.error_if`][], hence a host callback, and keeps the program
         out of JAX's persistent cache; turn it off where `plan.covers(masks)` is looked at
@@ -82,13 +83,14 @@ def materialize(
     **Returns:**
 
     The model with the same structure. It holds no masks, and the static sizes of `eqx.nn`
-    layers agree with its arrays.
+    layers agree with its arrays. With a state the pair of both.
 
     Raises `ValueError` for all that [`dnarch_eqx.check`][] refuses, for buckets of axes
     without a mask, and for a plan that does not cover.
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
-    resolved = _under(model, axes, masks, plan)
+    whole = model if model_state is None else together(model, model_state)
+    resolved = _under(whole, axes, masks, plan)
     if check_coverage:
         if _traced(masks):
             masks = eqx.error_if(
@@ -98,12 +100,18 @@ def materialize(
             )
         else:
             check_covers(plan, masks)
-    return _Walk(resolved, _values(masks, plan))(model)
+    net = _Walk(resolved, _values(masks, plan))(whole)
+    return net if model_state is None else apart(net)
 
 
 def freeze(
-    model: _Model, axes: AxisMap, masks: Masks, plan: Mapping[str, int] | None = None
-) -> _Model:
+    model: PyTree,
+    axes: AxisMap,
+    masks: Masks,
+    plan: Mapping[str, int] | None = None,
+    *,
+    model_state: eqx.nn.State | None = None,
+) -> Any:
     """The network to be deployed: [`dnarch_eqx.materialize`][] with exact sizes, and all
     that does not depend on the input computed once.
 
@@ -112,10 +120,11 @@ def freeze(
     - `model`, `axes`, `masks`: as for [`dnarch_eqx.materialize`][]; not traced.
     - `plan`: buckets for axes that are not to be at their exact sizes. Give the
         resolutions that the network was trained at.
+    - `model_state`: as for [`dnarch_eqx.materialize`][].
 
     **Returns:**
 
-    The small network. Its floating-point arrays are its parameters: what does not train (the
+    The small network, with its state if there is one. Its floating-point arrays are its parameters: what does not train (the
     values of a [`dnarch_eqx.Gate`][], which positions of a norm are active) is kept as
     integers or booleans. Dropout is as it was: see [`equinox.nn.inference_mode`][].
 
@@ -123,10 +132,12 @@ def freeze(
     """
     tight = exact(masks)
     sizes = tight | ({} if plan is None else Plan(plan))
-    resolved = _under(model, axes, masks, sizes)
+    whole = model if model_state is None else together(model, model_state)
+    resolved = _under(whole, axes, masks, sizes)
     check_covers(sizes, masks)
     exactly = frozenset(axis for axis in tight if sizes[axis] == tight[axis])
-    return _frozen(_Walk(resolved, _values(masks, sizes), exactly)(model))
+    net = _frozen(_Walk(resolved, _values(masks, sizes), exactly)(whole))
+    return net if model_state is None else apart(net)
 
 
 def _under(model, axes: AxisMap, masks: Masks, plan: Mapping[str, int]) -> Layout:
@@ -186,13 +197,21 @@ class _Walk:
         dims = self.layout.get(path)
         if dims is None:
             return self.children(node, path)
+        if is_number(node):
+            return Fit(path, self.layout.get, self.values, self.starts, self.exact).size(*dims[0])
         if not isinstance(node, (list, tuple)):
             return self.array(node, dims)
         ((part,),) = dims
         if part.axis not in self.values:
             return self.children(node, path)
-        start, size = self.starts[part.axis], self.values[part.axis].shape[0]
-        return type(node)(self(node[i], f"{path}[{i}]") for i in range(start, start + size))
+        start, values = self.starts[part.axis], self.values[part.axis]
+        kept = range(start, start + values.shape[0])
+        blocks = [self(node[i], f"{path}[{i}]") for i in kept]
+        if part.gated:
+            blocks = [
+                faded(block, m, str(part.axis), i) for i, block, m in zip(kept, blocks, values)
+            ]
+        return type(node)(blocks)
 
     def children(self, node: Any, path: str) -> Any:
         pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
@@ -202,7 +221,13 @@ class _Walk:
         if not isinstance(node, eqx.Module):
             return node
         dims = lambda field: self.layout.get(f"{path}.{field}")
-        return refit(node, Fit(path, dims, self.values, self.starts, self.exact))
+        fit = Fit(path, dims, self.values, self.starts, self.exact)
+        numbers = {
+            name: fit.size(*lies[0])
+            for name, _ in static_numbers(node)
+            if (lies := dims(name)) is not None
+        }
+        return refit(replace(node, **numbers) if numbers else node, fit)
 
     def shared(self, node: eqx.nn.Shared, path: str) -> eqx.nn.Shared:
         """With what is tied in its place, so that layers are fitted to it, and out again."""
@@ -220,7 +245,7 @@ class _Walk:
         away = node.where(node.pytree)
         return replace(node, pytree=eqx.tree_at(node.where, whole, away))
 
-    def array(self, x: Array, dims: tuple[tuple[Factor, ...], ...]) -> Array:
+    def array(self, x: Array, dims: Dims) -> Array:
         if not any(part.axis in self.values for part in flat(*dims)):
             return x
         # Every part gets a dimension of its own, so that fused ones are sliced like others.
@@ -256,4 +281,6 @@ def _frozen(node: Any) -> Any:
     if isinstance(node, Gate) and node.stored is not None:
         return replace(node, stored=constant(node.stored))
     node = treedef.unflatten([_frozen(child) for child in children])
+    if is_faded(node):
+        node = replace(node, weight_of_block=constant(node.weight_of_block))
     return node.freeze() if isinstance(node, AbstractFreezable) else node

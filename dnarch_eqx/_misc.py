@@ -74,9 +74,9 @@ def replace(module: _Module, **fields: Any) -> _Module:
 
 
 def recast(cls: type[_Module], module: eqx.Module, **fields: Any) -> _Module:
-    """As [`replace`][], of another class with the same fields."""
+    """As [`replace`][], of another class with the same fields, or more."""
     new = object.__new__(cls)
-    for name in module.__dataclass_fields__:
+    for name in cls.__dataclass_fields__:
         if name in fields or hasattr(module, name):
             object.__setattr__(new, name, fields.get(name, getattr(module, name, None)))
     return new

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.extend.core import Literal
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
+from ._stateful import paths
 from ._terms import fix, new, Term, unify
 from ._where import Where, where as find
 
@@ -89,31 +90,40 @@ def trace(
     rules: Callable[[str], Rule | None],
     follow: Callable[[Op], None],
 ) -> Program:
-    """Traces `call(model, *inputs)`. Sizes of inputs and outputs are fixed."""
+    """Traces `call(model, *inputs)`. Sizes of inputs and outputs are fixed, but those of an
+    `eqx.nn.State`, whose arrays are the module's.
+    """
     dynamic, static = eqx.partition((model, inputs), _is_traced)
-    leaves, treedef = jtu.tree_flatten_with_path(dynamic)
+    leaves, treedef = jtu.tree_flatten(dynamic)
+    labels = [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(dynamic[0])]
+    labels += paths(model, dynamic[1])
+    returned: list[str | None] = []
 
-    def flat(*arrays):
+    def flat(*arrays: Array) -> list[Array]:
         model, inputs = eqx.combine(treedef.unflatten(arrays), static)
-        return jtu.tree_leaves(eqx.filter(call(model, *inputs), eqx.is_array))
+        outputs = eqx.filter(call(model, *inputs), eqx.is_array)
+        returned[:] = paths(model, outputs)
+        return jtu.tree_leaves(outputs)
 
-    closed = jax.make_jaxpr(flat)(*(x for _, x in leaves))
+    closed = jax.make_jaxpr(flat)(*leaves)
     arrays, ins = {}, []
-    for (path, x), var in zip(leaves, closed.jaxpr.invars):
-        of_model, shape = path[0].idx == 0, var.aval.shape
+    for label, x in zip(labels, leaves):
         # Integers may be indices; which positions are active is not fixed.
-        if of_model and (jnp.issubdtype(x.dtype, jnp.inexact) or x.dtype == bool):
-            at = tuple((i,) for i in range(len(shape)))
-            value = Value([new(n) for n in shape], (jtu.keystr(path[1:]), at))
+        if label is not None and (jnp.issubdtype(x.dtype, jnp.inexact) or x.dtype == bool):
+            at = tuple((i,) for i in range(len(x.shape)))
+            value = Value([new(n) for n in x.shape], (label, at))
             value.marks = x.dtype == bool
-            arrays[jtu.keystr(path[1:])] = value
+            arrays[label] = value
         else:
-            why = "an array of integers of the module" if of_model else "an input"
-            value = Value([new(n, why) for n in shape])
+            why = "an input" if label is None else "an array of integers of the module"
+            value = Value([new(n, why) for n in x.shape])
         ins.append(value)
     walk = Walk(rules, follow, [])
     outs = walk.run(closed.jaxpr, _constants(closed.consts), ins, Where("", ""), ())
-    for value in outs:
+    for label, value in zip(returned, outs):
+        if label in arrays:
+            same([value], [arrays[label]], f"the state at {label!r}")
+            continue
         for term in value.dims:
             fix(term, "an output")
     return Program(arrays, Block(ins, walk.ops, outs))

@@ -46,7 +46,9 @@ def stale(
     add = lambda what, op: found.append(
         Stale(what, op.where, near(full, op.where.place, names))
     )
-    for a, b in it.zip_longest(full.ops(), small.ops()):
+    # Blocks that are left out are not there.
+    there = (op for op in full.ops() if all(i < sizes.get(x, i + 1) for x, i in op.where.blocks))
+    for a, b in it.zip_longest(there, small.ops()):
         if a is None or b is None or a.name != b.name or len(a.ins) != len(b.ins):
             op = a or b
             assert op is not None
@@ -102,8 +104,9 @@ def named(
 ) -> dict[Atom, str]:
     """The names of the axes of another program of the same arrays."""
     found: dict[Atom, str] = {}
-    for path, value in other.arrays.items():
-        for one, two in zip(terms.get(path, ()), value.dims):
+    for path, dims in terms.items():
+        value = other.arrays.get(path)
+        for one, two in zip(dims, () if value is None else value.dims):
             for a, b in _pairs(one, two):
                 if a in names:
                     found[b] = names[a]

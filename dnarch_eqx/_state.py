@@ -11,15 +11,20 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ._axes import AxisMap
 from ._masks import AbstractMask, as_single, check_masks, Masks
 from ._materialize import checked as fit
+from ._stateful import together
 
 
 class State(eqx.Module):
-    """All that training changes. Everything keeps its full shape whatever the plan."""
+    """All that training changes. Everything keeps its full shape whatever the plan.
+
+    - `model_state`: what layers like [`equinox.nn.BatchNorm`][] keep outside of the model.
+    """
 
     model: PyTree
     masks: dict[str, AbstractMask]
     opt_state: PyTree
     step: Int[Array, ""]
+    model_state: eqx.nn.State | None = None
 
 
 class StepInfo(eqx.Module):
@@ -67,7 +72,11 @@ class StepInfo(eqx.Module):
 
 
 def init(
-    model: PyTree, masks: Masks, axes: AxisMap, optim: optax.GradientTransformation
+    model: PyTree,
+    masks: Masks,
+    axes: AxisMap,
+    optim: optax.GradientTransformation,
+    model_state: eqx.nn.State | None = None,
 ) -> State:
     """The state that training starts from.
 
@@ -77,11 +86,16 @@ def init(
     - `masks`: the learned axes; kept in single precision at least.
     - `axes`: what lies on which axis.
     - `optim`: an Optax transformation of the pair `(model, masks)`.
+    - `model_state`: of a model from [`equinox.nn.make_with_state`][]: its state.
 
     Raises `ValueError` if model, axes and masks do not fit together, if weights are not finite
     or in float16, whose range is too small for gradients and for Adam's epsilon.
     """
     check_masks(masks)
+    if model_state is not None:
+        # A copy, as one that was used is invalid; of arrays that training does not share.
+        model_state = jtu.tree_map(jnp.asarray, model_state)
+        fit(together(model, jtu.tree_map(lambda x: x, model_state)), axes, masks)
     fit(model, axes, masks)
     for path, x in jtu.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array)):
         if x.dtype == jnp.float16:
@@ -94,18 +108,19 @@ def init(
             raise ValueError(f"`model{jtu.keystr(path)}` is not finite.")
     masks = as_single(masks)
     opt_state = optim.init(eqx.filter((model, masks), eqx.is_inexact_array))
-    return State(model, dict(masks), opt_state, jnp.zeros((), jnp.int32))
+    return State(model, dict(masks), opt_state, jnp.zeros((), jnp.int32), model_state)
 
 
 def checked(state: State) -> tuple[str, ...]:
     """What the flags of [`dnarch_eqx.StepInfo`][] after the first are about, in their order:
-    the loss, the complexity, gradient and update of every weight, and of every mask.
+    the loss, the complexity, the model's state if it has one, gradient and update of every weight, and of every mask.
     """
     arrays = eqx.filter(state.model, eqx.is_inexact_array)
     weights = [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(arrays)]
     return (
         "the loss",
         "the complexity",
+        *([] if state.model_state is None else ["the model's state"]),
         *(f"the gradient or update of `model{path}`" for path in weights),
         *(
             f"the gradient or update of the mask of axis {axis!r}"

@@ -140,14 +140,11 @@ def _recurrent(gates: int):
     return refit
 
 
-def _refused(layer: eqx.Module, fit: Fit) -> eqx.Module:
-    own = [f for f in layer.__dataclass_fields__ if fit.dims(f) is not None]
-    if any(fit.learned(f, i) for f in own for i in range(len(fit.dims(f) or ()))):
-        raise fit.refuse(
-            f"`eqx.nn.{type(layer).__name__}` keeps arrays outside the module and cannot be "
-            "sliced. `dnarch_eqx.nn.BatchNorm` normalises by the statistics of the batch."
-        )
-    return layer
+def _batch_norm(layer: eqx.nn.BatchNorm, fit: Fit) -> eqx.Module:
+    if layer.weight is None or layer.bias is None:
+        return layer
+    fit.within(layer.weight.ndim - 1).agree("weight", 0, "bias", 0)
+    return replace(layer, input_size=layer.weight.shape[-1])
 
 
 _REFIT: dict[type, Callable] = {
@@ -162,9 +159,7 @@ _REFIT: dict[type, Callable] = {
     eqx.nn.MultiheadAttention: _attention,
     eqx.nn.GRUCell: _recurrent(3),
     eqx.nn.LSTMCell: _recurrent(4),
-    eqx.nn.BatchNorm: _refused,
-    eqx.nn.SpectralNorm: _refused,
-    eqx.nn.WeightNorm: _refused,
+    eqx.nn.BatchNorm: _batch_norm,
 }
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from ._axes import AxisMap
 from ._budget import Budget
 from ._custom_types import Loss
+from ._embed import embed_state
 from ._masks import Masks, with_learned
 from ._materialize import materialize
 from ._misc import computed_once
@@ -46,7 +48,9 @@ def make_step(
     **Arguments:**
 
     - `loss`: `loss(net, batch, key)`, an ordinary loss of an ordinary module: `net` is
-        materialized.
+        materialized. Where the state has a `model_state` it is `loss(net, model_state, batch,
+        key)`, and returns the new one beside its value: `(value, model_state)`, or `(value,
+        (model_state, metrics))`.
     - `optim`: an Optax transformation of the pair `(model, masks)`, see
         [`dnarch_eqx.adamw`][]. It is given the loss as `value=`.
     - `axes`: what lies on which axis.
@@ -74,16 +78,24 @@ def make_step(
     def step(state, batch, key, budget, plan):
         _check_state(state, optim)
 
-        def objective(params):
-            net = materialize(params[0], axes, params[1], plan, check_coverage=False)
-            value, metrics = _evaluated(loss(net, batch, key), has_aux)
+        held = state.model_state
+
+        def objective(params: tuple[PyTree, Masks]) -> tuple[Float[Array, ""], Any]:
+            model, masks = params
+            net = materialize(model, axes, masks, plan, model_state=held, check_coverage=False)
+            if held is None:
+                value, metrics = _evaluated(loss(net, batch, key), has_aux)
+                after = None
+            else:
+                value, (after, metrics) = _stateful(loss(*net, batch, key), has_aux)
+                after = embed_state(after, held, model, axes, masks, plan)
             if budget is None:
-                return value, (value, jnp.ones_like(value), metrics)
-            total = value + budget(params[1]).astype(value.dtype)
-            return total, (value, budget.complexity(params[1]), metrics)
+                return value, (value, jnp.ones_like(value), metrics, after)
+            total = value + budget(masks).astype(value.dtype)
+            return total, (value, budget.complexity(masks), metrics, after)
 
         params = (state.model, state.masks)
-        (_, (value, complexity, metrics)), grads = eqx.filter_value_and_grad(
+        (_, (value, complexity, metrics, after)), grads = eqx.filter_value_and_grad(
             objective, has_aux=True
         )(params)
         # JAX's gradient of a complex number is the conjugate of the direction of ascent.
@@ -94,6 +106,9 @@ def make_step(
 
         counts, covered = _counted(state.masks, plan)
         fine = [jnp.isfinite(value), jnp.isfinite(complexity)]
+        if after is not None:
+            arrays = jtu.tree_leaves(eqx.filter(after, eqx.is_inexact_array))
+            fine.append(jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in arrays])))
         fine += _finite(grads[0], eqx.filter(model, eqx.is_inexact_array))
         sound = _sound(grads[1], masks)
         flags = jnp.concatenate([jnp.stack([covered, *fine]), sound])
@@ -107,7 +122,8 @@ def make_step(
         finite = jnp.all(flags[1:])
         accepted = covered if on_nonfinite == "ignore" else covered & finite
         accepted = computed_once(accepted.astype(jnp.float32)) > 0.5
-        new = _where(accepted, State(model, masks, opt_state, state.step + 1), state)
+        new = State(model, masks, opt_state, state.step + 1, after)
+        new = _where(accepted, new, state)
         first = jnp.stack([covered, finite]).astype(jnp.float32)[:, None]
         signals = jnp.concatenate([first, counts], axis=1)
         return new, StepInfo(value, complexity, metrics, flags, signals)
@@ -168,13 +184,18 @@ def _check_arguments(loss: Any, optim: Any, on_nonfinite: str) -> None:
             f"`on_nonfinite` must be 'raise', 'skip' or 'ignore', got {on_nonfinite!r}."
         )
     try:
-        inspect.signature(loss).bind(None, None, None)
+        signature = inspect.signature(loss)
+    except ValueError:  # one that cannot be looked at
+        return
+    try:
+        signature.bind(None, None, None)
     except TypeError as error:
+        with contextlib.suppress(TypeError):
+            return signature.bind(None, None, None, None) and None
         raise ValueError(
-            f"`loss` must take three arguments, (net, batch, key): {error}."
+            "`loss` must take three arguments, (net, batch, key), or with a state of the model "
+            f"four, (net, model_state, batch, key): {error}."
         ) from None
-    except ValueError:
-        pass  # a signature that cannot be looked at
 
 
 def _check_state(state: Any, optim: optax.GradientTransformation) -> None:
@@ -195,6 +216,22 @@ def _check_state(state: Any, optim: optax.GradientTransformation) -> None:
             "`state.opt_state` is not that of this learner's optimizer and model; "
             f"`Learner.init` makes it. Wanted\n{wanted}\nand got\n{given}."
         )
+
+
+def _stateful(
+    result: Any, has_aux: bool
+) -> tuple[Float[Array, ""], tuple[eqx.nn.State, PyTree]]:
+    """The value of a loss, the state that it returns, and its metrics."""
+    value, other = _evaluated(result, True)
+    pair = isinstance(other, tuple) and len(other) == 2
+    after, metrics = (other if pair else (None, None)) if has_aux else (other, None)
+    if not isinstance(after, eqx.nn.State):
+        wanted = "(value, (model_state, metrics))" if has_aux else "(value, model_state)"
+        raise ValueError(
+            f"The loss of a model with a state returns {wanted}; got {_kind(other)} beside the "
+            "value."
+        )
+    return value, (after, metrics)
 
 
 def _evaluated(result: Any, has_aux: bool) -> tuple[Float[Array, ""], PyTree]:

@@ -5,6 +5,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+from ._blocks import blocks_in
+
 
 @dataclasses.dataclass(frozen=True)
 class Where:
@@ -12,10 +14,12 @@ class Where:
 
     - `place`: file, line and function, or "" if no file of the user is known.
     - `layer`: the layer of `eqx.nn` in which it is, or "".
+    - `blocks`: of depths that are gated from outside: the blocks in which it is.
     """
 
     place: str
     layer: str
+    blocks: tuple[tuple[str, int], ...] = ()
 
     def __str__(self) -> str:
         inside = f"`{self.layer}`" if self.layer else ""
@@ -30,16 +34,18 @@ def where(eqn: Any, around: Where, calls: tuple[str, ...]) -> Where:
     """The innermost line of the user's. JAX keeps programs that it has traced, with the lines
     of their first call: of such a one the call counts.
     """
-    layer = around.layer or _layer(str(eqn.source_info.name_stack))
+    stack = str(eqn.source_info.name_stack)
+    layer = around.layer or _layer(stack)
+    blocks = (*around.blocks, *blocks_in(stack))
     frames = [
         f for f in getattr(eqn.source_info.traceback, "frames", ()) if is_users(f.file_name)
     ]
     names = {f.function_name.split(".")[-1] for f in frames}
     if not frames or (calls and calls[-1] not in names and around.place):
-        return Where(around.place, layer)
+        return Where(around.place, layer, blocks)
     first = frames[0]
     place = f"{first.file_name}:{first.line_num} ({first.function_name})"
-    return Where(place, layer)
+    return Where(place, layer, blocks)
 
 
 def is_users(file: str) -> bool:

@@ -101,13 +101,18 @@ class Learner:
         """Every compilation of the step."""
         return self.store.compilations
 
-    def init(self, model: PyTree, masks: Masks) -> State:
+    def init(
+        self, model: PyTree, masks: Masks, model_state: eqx.nn.State | None = None
+    ) -> State:
         """The state to start from.
+
+        - `model_state`: of a model from [`equinox.nn.make_with_state`][]: its state. The loss
+            is given the one of the plan's size.
 
         Raises `ValueError` if model, axes and masks do not fit together, a mask enters nowhere,
         weights are not finite or in float16, or the budget's target is out of reach.
         """
-        state = init(model, masks, self.axes, self._optim)
+        state = init(model, masks, self.axes, self._optim, model_state)
         if self.budget is not None and self.budget.weight > 0:
             lowest, highest = map(float, self.budget.reachable(state.masks))
             if not lowest <= 1.001 <= 1.002 * highest:
@@ -188,7 +193,7 @@ class Learner:
 
     def network(self, state: State, plan: Plan | Mapping[str, int]) -> PyTree:
         """The network that trains under this plan, in inference mode: an ordinary module,
-        to be evaluated as any other.
+        to be evaluated as any other. With its state, if it has one.
 
         Raises `ValueError` if the plan does not cover the masks of `state`, as those of an
         average of states may not be covered.
@@ -197,13 +202,13 @@ class Learner:
         check_covers(plan, state.masks)
         program = self._networks.get(plan, key)
         if program is None:
-            build = lambda model, masks: materialize(
-                model, self.axes, masks, plan, check_coverage=False
+            build = lambda model, masks, model_state: materialize(
+                model, self.axes, masks, plan, model_state=model_state, check_coverage=False
             )
-            args = (state.model, state.masks)
+            args = (state.model, state.masks, state.model_state)
             program = Program(build, args, name=f"the network of {plan}").compile()
             self._networks.put(plan, key, program, self._calls)
-        return eqx.nn.inference_mode(program(state.model, state.masks))
+        return eqx.nn.inference_mode(program(state.model, state.masks, state.model_state))
 
     def signature(self, state: State) -> Signature:
         """What the program of a step depends on of a state.
@@ -236,8 +241,9 @@ class Learner:
         """The step under a plan, still to be compiled. Checks the loss, the first time."""
         if self._verify and not debugging():
             batch, key, _ = rest
+            held = () if state.model_state is None else (state.model_state,)
             try:
-                check_law(state.model, self.axes, state.masks, self._loss, batch, key)
+                check_law(state.model, self.axes, state.masks, self._loss, *held, batch, key)
             except LawError as error:
                 raise LawError(f"{error} (`verify=False` leaves this out.)") from None
             self._verify = False
