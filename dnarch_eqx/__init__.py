@@ -20,7 +20,10 @@ from ._axes import (
 )
 from ._budget import Budget as Budget
 from ._cost import parameter_cost as parameter_cost
+from ._counterpart import counterpart as counterpart
 from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
+from ._embed import embed as embed
+from ._fit import Fit as Fit
 from ._found import Found as Found, FoundAxis as FoundAxis
 from ._gaussian import Gaussian as Gaussian
 from ._groups import find_axes as find_axes
@@ -38,6 +41,7 @@ from ._materialize import (
 )
 from ._optim import adamw as adamw, partition as partition
 from ._plan import exact as exact, Plan as Plan, plan as plan
+from ._pretrained import importance as importance, pretrained as pretrained
 from ._report import (
     describe as describe,
     operations as operations,

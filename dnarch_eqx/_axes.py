@@ -206,6 +206,12 @@ class _Number(int):
     path: str
 
 
+class _Shape(tuple):
+    """The same of several."""
+
+    path: str
+
+
 def _numbered(node: Any, path: str = "") -> Any:
     """A tree with such numbers."""
     pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
@@ -217,15 +223,16 @@ def _numbered(node: Any, path: str = "") -> Any:
     marked = {}
     for field in dataclasses.fields(node):
         x = getattr(node, field.name, None)
-        if field.metadata.get("static") and isinstance(x, int) and not isinstance(x, bool):
-            marked[field.name] = number = _Number(x)
+        kind = _Number if isinstance(x, int) else _Shape if isinstance(x, tuple) else None
+        if field.metadata.get("static") and kind is not None and not isinstance(x, bool):
+            marked[field.name] = number = kind(x)
             number.path = f"{path}.{field.name}"
     return replace(node, **marked) if marked else node
 
 
 def _path_of(node, paths: list[tuple[Any, ...]]) -> str:
     """The path of a node of the marked tree: the one above exactly its leaves."""
-    if isinstance(node, _Number):
+    if isinstance(node, _Number | _Shape):
         return node.path
     inner = jtu.tree_leaves_with_path(node)
     if inner and all(isinstance(leaf, _Path) for _, leaf in inner):

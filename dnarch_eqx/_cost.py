@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ._axes import AxisMap
 from ._custom_types import Cost, Sizes
-from ._layout import capacities, Factor, layout, nodes
+from ._layout import capacities, Factor, is_shape, layout, nodes
 from ._masks import Masks
 from ._misc import as_float, known
 from ._sizes import present
@@ -32,7 +32,7 @@ def parameter_cost(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> 
     sequences = {
         path: resolved[path][0][0]
         for path, node in nodes(model)
-        if path in axes and isinstance(node, (list, tuple))
+        if path in axes and isinstance(node, (list, tuple)) and not is_shape(node)
     }
     terms: list[tuple[tuple[Factor, ...], tuple[tuple[Factor, int], ...]]] = []
     for path, node in nodes(model):

@@ -31,7 +31,7 @@ def with_depths(
         atom, place = Atom(n), ((path, 0),)
         name = f"{path.replace('[', '.').replace(']', '').strip('.')}.depth".strip(".")
         hazards = (against[path],) if against[path] else ()
-        axes[name] = FoundAxis(name, n, place, place, hazards)
+        axes[name] = FoundAxis(name, n, place, place, hazards, in_order=True)
         dims[path], names[atom] = ((atom,),), name
     return Found(axes, found.fixed, dims, names)
 

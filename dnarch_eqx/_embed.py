@@ -6,10 +6,10 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from ._axes import AxisMap
-from ._layout import Dims, flat, layout, nodes
+from ._layout import Dims, Factor, flat, layout, nodes
 from ._masks import Masks
 from ._stateful import apart, together
 
@@ -79,7 +79,9 @@ def embed_state(
     return apart(embed(together(model, small), together(model, copy), only, masks, plan))[1]
 
 
-def _into(full: Array, small: Array, dims: Dims, windows: Mapping[str, slice], path: str):
+def _into(
+    full: Array, small: Array, dims: Dims, windows: Mapping[str, slice], path: str
+) -> Array:
     """An array with another in its window."""
     shape = tuple(len(_positions(dim, windows)) for dim in dims) or full.shape
     if small.shape != shape:
@@ -94,19 +96,41 @@ def _into(full: Array, small: Array, dims: Dims, windows: Mapping[str, slice], p
     return jnp.asarray(full).at[at].set(small.astype(full.dtype))
 
 
-def _positions(dim, windows: Mapping[str, slice]) -> np.ndarray:
-    """Which positions of a dimension a plan keeps."""
-    kept = np.zeros(1, int)
+def permuted(
+    model: _Model, axes: AxisMap, masks: Masks, orders: Mapping[str, Int[np.ndarray, " _"]]
+) -> _Model:
+    """A model with the positions of axes in another order, on all arrays that they lie on."""
+    resolved = layout(model, axes, masks)
+
+    def walk(node: Any, path: str) -> Any:
+        if eqx.is_array(node):
+            dims = resolved.get(path, ())
+            if not any(part.axis in orders for part in flat(*dims)):
+                return node
+            return node[np.ix_(*(_positions(dim, orders) for dim in dims))]
+        pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+        if not pairs or not pairs[0][0]:
+            return node
+        return treedef.unflatten([walk(x, path + jtu.keystr(key)) for key, x in pairs])
+
+    return walk(model, "")
+
+
+def _positions(
+    dim: tuple[Factor, ...], kept: Mapping[str, slice | Int[np.ndarray, " _"]]
+) -> Int[np.ndarray, " _"]:
+    """Which positions of a dimension are kept, in which order."""
+    found = np.zeros(1, int)
     for part in dim:
         if part.parts:
             ends = np.cumsum([0, *(_capacity(inner) for inner in part.parts)])
-            here = [_positions(p, windows) + start for p, start in zip(part.parts, ends)]
+            here = [_positions(p, kept) + start for p, start in zip(part.parts, ends)]
             inside = np.concatenate(here)
         else:
-            inside = np.arange(part.capacity)[windows.get(part.axis or "", slice(None))]
-        kept = (kept[:, None] * part.capacity + inside).ravel()
-    return kept
+            inside = np.arange(part.capacity)[kept.get(part.axis or "", slice(None))]
+        found = (found[:, None] * part.capacity + inside).ravel()
+    return found
 
 
-def _capacity(dim) -> int:
+def _capacity(dim: tuple[Factor, ...]) -> int:
     return int(np.prod([part.capacity for part in dim]))

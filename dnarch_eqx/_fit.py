@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 import jax.lax as lax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._layout import Dims, Factor, flat
 from ._masks import product
@@ -58,8 +58,11 @@ class Fit:
         masks = [(part, self.mask(part)) for part in parts]
         return product(*(jnp.ones(p.capacity) if mask is None else mask for p, mask in masks))
 
-    def active(self, dims: Dims) -> Array:
-        """Which positions are."""
+    def active(self, field: str) -> Bool[Array, "*shape"]:
+        """Which positions of an array, or of a shape that the layer keeps, are active."""
+        dims = self.dims(field)
+        if dims is None:
+            raise self.refuse(f"its `{field}` is not declared on any axis.")
         values = self._product(*(part for dim in dims for part in dim))
         return lax.stop_gradient(values).reshape([self.size(*dim) for dim in dims]) > 0
 

@@ -42,9 +42,6 @@ class Fault:
     reads: bool
 
 
-# The norms whose counterparts look at active positions alone.
-_COUNTED = frozenset({"eqx.nn.LayerNorm", "eqx.nn.RMSNorm"})
-
 # At 0 these are 0.
 _KEEPS_ZERO = frozenset(
     """
@@ -131,7 +128,7 @@ class _Flow:
     def fault(self, op: Op, atom: Atom, reads: bool) -> None:
         if atom.size == 1:
             return
-        exact = atom in self.counted and op.where.layer in _COUNTED and "reduce" in op.name
+        exact = atom in self.counted and op.where.counted
         if atom.fixed is None and not exact:
             self.found.append(Fault(atom, op.name, op.where, reads))
 

@@ -4,11 +4,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import equinox as eqx
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import ArrayLike, Float, PyTree
+
 from ._axes import Axes, AxisMap, concatenated, Fused, fused, gated
+from ._embed import permuted
 from ._masks import AbstractMask
 from ._misc import number
 from ._report import table
 from ._sigmoid import Sigmoid
+from ._stateful import apart, together
 from ._terms import Atom, atoms, resolved, size, Term
 
 
@@ -20,6 +27,7 @@ class FoundAxis:
     - `arrays`: pairs of a path and a dimension that it lies on.
     - `gates`: those of them where its mask is to be multiplied in.
     - `hazards`: what stands against learning it; nothing, if it can be learned.
+    - `in_order`: whether its positions come one after the other, as blocks do.
     """
 
     name: str
@@ -27,6 +35,7 @@ class FoundAxis:
     arrays: tuple[tuple[str, int], ...]
     gates: tuple[tuple[str, int], ...]
     hazards: tuple[str, ...]
+    in_order: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +91,40 @@ class Found:
             if path in paths
         }
         return axes, masks
+
+    def ordered(
+        self, model: PyTree, importance: Mapping[str, Float[ArrayLike, " _"]]
+    ) -> PyTree:
+        """The model with the most important positions of its axes first, which masks keep
+        longest. It is the same function.
+
+        **Arguments:**
+
+        - `model`: that was looked at; with an [`equinox.nn.State`][] the pair of both.
+        - `importance`: axis to a number for each position, see
+            [`dnarch_eqx.importance`][]. Axes whose positions come in an order of their own,
+            as blocks do, are left as they are.
+
+        Raises `ValueError` for axes that cannot be learned, and other numbers of positions.
+        """
+        for name, scores in importance.items():
+            self._matching((name,))
+            if np.shape(scores) != (self.axes[name].size,):
+                raise ValueError(
+                    f"`importance` has shape {np.shape(scores)} for axis {name!r}, which has "
+                    f"{self.axes[name].size} positions."
+                )
+        free = [name for name in importance if not self.axes[name].in_order]
+        if not free:
+            return model
+        orders = {
+            name: np.argsort(-np.asarray(importance[name]), kind="stable") for name in free
+        }
+        axes, masks = self.learn(*free)
+        if isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], eqx.nn.State):
+            copy = jtu.tree_map(lambda x: x, model[1])
+            return apart(permuted(together(model[0], copy), axes, masks, orders))
+        return permuted(model, axes, masks, orders)
 
     def only(self, *patterns: str) -> "Found":
         """With some of the axes alone."""

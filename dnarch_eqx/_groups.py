@@ -4,17 +4,19 @@ from collections.abc import Callable, Iterable, Mapping
 import equinox as eqx
 from jaxtyping import PyTree
 
+from ._counterpart import registered
 from ._depths import with_depths
 from ._flow import Fault, faults, Gate
 from ._follow import follow
 from ._found import Found, FoundAxis
-from ._law import traced
+from ._law import inexact, traced
 from ._layout import nodes
-from ._materialize import checked
+from ._materialize import fits
 from ._numbers import Numbers, numbers
 from ._program import Op, Program, trace
 from ._rules import rule
 from ._stale import failed, named, Stale, stale
+from ._stateful import state_of, together
 from ._terms import Atom, atoms, Term
 
 
@@ -51,6 +53,7 @@ def _from(model: PyTree, program: Program) -> Found:
     counted = _counted(model, program)
     gates, found = _upstream(program, free, gates, counted)
     names = _named(program, free)
+    turns = _turns(program)
     axes = {}
     for atom, arrays in free.items():
         hazards = [_said(fault) for fault in found if fault.axis is atom]
@@ -59,7 +62,12 @@ def _from(model: PyTree, program: Program) -> Found:
             hazards = ["nothing reads it through an array of the module"]
         name = names[atom]
         axes[name] = FoundAxis(
-            name, atom.size, tuple(arrays), tuple(mine), tuple(dict.fromkeys(hazards))
+            name,
+            atom.size,
+            tuple(arrays),
+            tuple(mine),
+            tuple(dict.fromkeys(hazards)),
+            in_order=atom in turns,
         )
     fixed = {
         path: tuple(_fixed(term) for term in value.dims)
@@ -76,10 +84,12 @@ def _at_other_sizes(
     change, or of which something is computed in Python.
     """
     asked: set[str] = set()
+    state = state_of(inputs)
+    whole = model if state is None else together(model, state)
     while names := found._chosen(()):
         axes, masks = found.learn(*names)
         try:
-            checked(model, axes, masks)
+            resolved = fits(whole, axes, masks)
         except ValueError as error:
             # Errors of layers begin with the path.
             path = str(error).partition("'")[2].partition("'")[0]
@@ -89,6 +99,11 @@ def _at_other_sizes(
             continue
         full = traced(model, axes, masks, call, inputs, {})
         known = named(found._dims, found._names, full)
+        chosen = {atom: name for atom, name in known.items() if name in names}
+        lost = {known[f.axis]: _said(f) for f in inexact(full, resolved, chosen)}
+        if lost:  # with the counterparts of layers
+            found = found._refused(lost)
+            continue
 
         def compared(some: Iterable[str], with_numbers: Numbers | None = None) -> list[Stale]:
             axes, masks = found._keeping(with_numbers or {}).learn(*names)
@@ -158,17 +173,19 @@ def _free(program: Program) -> dict[Atom, list[tuple[str, int]]]:
 
 
 def _counted(model: PyTree, program: Program) -> set[Atom]:
-    """The axes that lie on norms of `eqx.nn`, and on none of a class of the user's that only
-    derives from these.
+    """The axes that lie on layers whose counterparts look at active positions alone, and on
+    none of a class that only derives from these.
     """
     own: dict[bool, set[Atom]] = {True: set(), False: set()}
     for path, node in nodes(model):
-        if isinstance(node, eqx.nn.LayerNorm | eqx.nn.RMSNorm):
-            for field in ("weight", "bias"):
-                value = program.arrays.get(f"{path}.{field}")
-                on = () if value is None else value.dims
-                exact = type(node) in (eqx.nn.LayerNorm, eqx.nn.RMSNorm)
-                own[exact] |= {atom for term in on for atom in atoms(term)}
+        base = registered(type(node)) if isinstance(node, eqx.Module) else None
+        stock = base is not None and base.__module__.partition(".")[0] == "equinox"
+        if base is None or (stock and base not in (eqx.nn.LayerNorm, eqx.nn.RMSNorm)):
+            continue
+        for field in node.__dataclass_fields__:
+            value = program.arrays.get(f"{path}.{field}")
+            on = () if value is None else value.dims
+            own[base is type(node)] |= {atom for term in on for atom in atoms(term)}
     return own[True] - own[False]
 
 
@@ -239,19 +256,24 @@ def _upstream(
 
 def _fewest(program: Program, gates: set[Gate], counted: set[Atom]) -> set[Gate]:
     """Without those at the turns of scans that are not needed."""
-    turns = {
-        atom
-        for op in program.ops()
-        if op.name == "scan"
-        for value in op.ins[op.params["num_consts"] + op.params["num_carry"] :]
-        for atom in atoms(value.dims[0])
-    }
+    turns = _turns(program)
     order = {path: i for i, path in enumerate(program.arrays)}
     for gate in sorted((g for g in gates if g[2] in turns), key=lambda g: order[g[0]]):
         fewer = gates - {gate}
         if not any(fault.axis is gate[2] for fault in faults(program, fewer, counted)):
             gates = fewer
     return gates
+
+
+def _turns(program: Program) -> set[Atom]:
+    """The axes that scans go along."""
+    return {
+        atom
+        for op in program.ops()
+        if op.name == "scan"
+        for value in op.ins[op.params["num_consts"] + op.params["num_carry"] :]
+        for atom in atoms(value.dims[0])
+    }
 
 
 def _layers(

@@ -7,7 +7,7 @@ import equinox as eqx
 from jaxtyping import PyTree
 
 from ._axes import AxisMap, Gate
-from ._flow import faults
+from ._flow import Fault, faults
 from ._follow import follow
 from ._gaussian import Gaussian
 from ._layout import Dims, Factor, flat, Layout, nodes, resolve
@@ -86,10 +86,8 @@ def check_law(
     full = under({})
     _declare(full, resolved, named)
     names = _found(full, resolved, named)
-    gates = {*_gates(full, resolved, names), *_marks(full, names)}
-    for fault in faults(full, gates):
-        if fault.axis in names:
-            _refuse(names[fault.axis], f"`{fault.op}` goes over it {fault.where}", fault.reads)
+    for fault in inexact(full, resolved, names):
+        _refuse(names[fault.axis], f"`{fault.op}` goes over it {fault.where}", fault.reads)
     smaller = lambda some: {axis: max(masks[axis].capacity - 1, 1) for axis in sorted(some)}
 
     def compared(plan: Mapping[str, int]) -> list[Stale]:
@@ -112,6 +110,12 @@ def check_law(
             f"Blocks of {axis} cannot be left out: something goes with their number outside of "
             f"them: {one}."
         )
+
+
+def inexact(program: Program, declared: Layout, names: Mapping[Atom, str]) -> list[Fault]:
+    """Where a materialized network is not the same under every plan."""
+    gates = {*_gates(program, declared, names), *_marks(program, names)}
+    return [fault for fault in faults(program, gates) if fault.axis in names]
 
 
 def _gated_blocks(model: PyTree, resolved: Layout) -> Iterator[Dims]:

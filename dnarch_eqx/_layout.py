@@ -63,11 +63,18 @@ def is_number(x: Any) -> bool:
     return isinstance(x, int | np.integer) and not isinstance(x, bool)
 
 
-def static_numbers(module: eqx.Module) -> Iterator[tuple[str, int]]:
-    """Field and value, of a module's static fields."""
+def is_shape(x: Any) -> bool:
+    """Whether it is a tuple of such numbers."""
+    return isinstance(x, tuple) and len(x) > 0 and all(map(is_number, x))
+
+
+def static_numbers(module: eqx.Module) -> Iterator[tuple[str, Any]]:
+    """Field and value, of numbers and shapes in a module's static fields."""
     for field in dataclasses.fields(module):
-        if field.metadata.get("static") and is_number(x := getattr(module, field.name, None)):
-            yield field.name, x
+        if field.metadata.get("static"):
+            x = getattr(module, field.name, None)
+            if is_number(x) or is_shape(x):
+                yield field.name, x
 
 
 def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
@@ -253,6 +260,14 @@ def _is_block(x: Any) -> bool:
 
 
 def _shape(path: str, node, spec: Axes) -> tuple[int, ...]:
+    if is_number(node) or is_shape(node):
+        sizes = node if isinstance(node, tuple) else (node,)
+        if len(spec.dims) != len(sizes) or any(isinstance(dim, Gated) for dim in spec.dims):
+            raise ValueError(
+                f"{path!r} is {node}: {len(sizes)} sizes, in which no mask enters; its axes are "
+                f"{spec}."
+            )
+        return sizes
     if isinstance(node, (list, tuple)):
         if len(spec.dims) != 1 or not isinstance(spec.dims[0], str | Gated):
             raise ValueError(
@@ -270,13 +285,6 @@ def _shape(path: str, node, spec: Axes) -> tuple[int, ...]:
                 f"cannot be dropped: hold what lies on {spec.dims[0]!r} in a list or tuple."
             )
         return (len(node),)
-    if is_number(node):
-        if len(spec.dims) != 1 or isinstance(spec.dims[0], Gated):
-            raise ValueError(
-                f"{path!r} is a number, the size of one dimension in which no mask enters; its "
-                f"axes are {spec}."
-            )
-        return (node,)
     if not (eqx.is_array_like(node) or isinstance(node, jax.ShapeDtypeStruct)):
         raise ValueError(f"{path!r} is neither an array nor a sequence of modules: {node!r}.")
     shape = node.shape if hasattr(node, "shape") else jnp.shape(node)

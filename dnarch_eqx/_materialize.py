@@ -11,17 +11,18 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
+from . import _stock as _stock  # what layers of `eqx.nn` become
 from ._axes import AxisMap, Gate
 from ._blocks import faded, is_faded
+from ._counterpart import refit
 from ._fit import Fit
-from ._layout import Dims, Factor, flat, is_number, Layout, resolve, static_numbers
+from ._layout import Dims, Factor, flat, is_number, is_shape, Layout, resolve, static_numbers
 from ._masks import Masks
 from ._misc import constant, replace
 from ._plan import check_covers, counts, exact, Plan
 from ._shared import ties
 from ._sizes import covered
 from ._stateful import apart, together
-from ._stock import refit
 
 
 class AbstractFreezable(eqx.Module):
@@ -41,11 +42,19 @@ def checked(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
     disagree; a mask on integers; a layer that cannot be sliced as declared; a mask that is not
     finite, or holds the parameters of one that was made otherwise.
     """
-    resolved = resolve(model, axes, masks)
+    resolved = fits(model, axes, masks)
     if not _traced(masks):
         counts(masks)
+    return resolved
+
+
+def fits(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
+    """The same, without a look at the values of masks."""
+    resolved = resolve(model, axes, masks)
     # The layers say themselves what they refuse, which does not depend on the plan.
-    eqx.filter_eval_shape(lambda model: _Walk(resolved, _values(masks, {}))(model), model)
+    eqx.filter_eval_shape(
+        lambda model, masks: _Walk(resolved, _values(masks, {}))(model), model, masks
+    )
     return resolved
 
 
@@ -90,7 +99,10 @@ def materialize(
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     whole = model if model_state is None else together(model, model_state)
-    resolved = _under(whole, axes, masks, plan)
+    resolved = resolve(whole, axes, masks)
+    _check_plan(plan, masks)
+    if not _traced(masks):
+        counts(masks)
     if check_coverage:
         if _traced(masks):
             masks = eqx.error_if(
@@ -133,15 +145,15 @@ def freeze(
     tight = exact(masks)
     sizes = tight | ({} if plan is None else Plan(plan))
     whole = model if model_state is None else together(model, model_state)
-    resolved = _under(whole, axes, masks, sizes)
+    resolved = checked(whole, axes, masks)
+    _check_plan(sizes, masks)
     check_covers(sizes, masks)
     exactly = frozenset(axis for axis in tight if sizes[axis] == tight[axis])
-    net = _frozen(_Walk(resolved, _values(masks, sizes), exactly)(whole))
+    net = settled(_Walk(resolved, _values(masks, sizes), exactly)(whole), freeze=True)
     return net if model_state is None else apart(net)
 
 
-def _under(model, axes: AxisMap, masks: Masks, plan: Mapping[str, int]) -> Layout:
-    resolved = checked(model, axes, masks)
+def _check_plan(plan: Mapping[str, int], masks: Masks) -> None:
     if unknown := sorted(set(plan) - set(masks)):
         raise ValueError(
             f"`plan` has a bucket for {unknown[0]!r}, which has no mask. These have: "
@@ -153,7 +165,6 @@ def _under(model, axes: AxisMap, masks: Masks, plan: Mapping[str, int]) -> Layou
                 f"`plan` has bucket {bucket} for axis {axis!r}, whose capacity is "
                 f"{masks[axis].capacity}."
             )
-    return resolved
 
 
 def _values(masks: Masks, plan: Mapping[str, int]) -> dict[str, tuple[int, Array]]:
@@ -167,6 +178,13 @@ def _values(masks: Masks, plan: Mapping[str, int]) -> dict[str, tuple[int, Array
 
 def _traced(masks: Masks) -> bool:
     return any(isinstance(x, Tracer) for x in jtu.tree_leaves(masks))
+
+
+def multiplied(
+    model: Any, resolved: Layout, factors: Mapping[str, Float[Array, " _"]]
+) -> Any:
+    """A model at its capacity with these factors where masks are multiplied in."""
+    return _Walk(resolved, {a: (0, x) for a, x in factors.items()}, frozenset(factors))(model)
 
 
 class _Walk:
@@ -223,8 +241,8 @@ class _Walk:
         dims = lambda field: self.layout.get(f"{path}.{field}")
         fit = Fit(path, dims, self.values, self.starts, self.exact)
         numbers = {
-            name: fit.size(*lies[0])
-            for name, _ in static_numbers(node)
+            name: tuple(fit.size(*x) for x in lies) if is_shape(old) else fit.size(*lies[0])
+            for name, old in static_numbers(node)
             if (lies := dims(name)) is not None
         }
         return refit(replace(node, **numbers) if numbers else node, fit)
@@ -274,13 +292,17 @@ class _Walk:
 _LEAF = jtu.tree_structure(0)
 
 
-def _frozen(node: Any) -> Any:
+def settled(node: Any, *, freeze: bool = False) -> Any:
+    """With what masks have multiplied into no array kept as no parameter.
+
+    - `freeze`: and what does not depend on the input computed.
+    """
     children, treedef = jtu.tree_flatten(node, is_leaf=lambda x: x is not node)
     if treedef == _LEAF:
         return node
     if isinstance(node, Gate) and node.stored is not None:
         return replace(node, stored=constant(node.stored))
-    node = treedef.unflatten([_frozen(child) for child in children])
+    node = treedef.unflatten([settled(child, freeze=freeze) for child in children])
     if is_faded(node):
         node = replace(node, weight_of_block=constant(node.weight_of_block))
-    return node.freeze() if isinstance(node, AbstractFreezable) else node
+    return node.freeze() if freeze and isinstance(node, AbstractFreezable) else node

@@ -1,5 +1,6 @@
 # The norms of `eqx.nn`, whose statistics have to be those of the active positions.
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -46,41 +47,44 @@ class CountedNorm(eqx.Module):
 
 
 def norm(layer: eqx.nn.LayerNorm | eqx.nn.RMSNorm, fit: Fit) -> eqx.Module:
-    field = "bias" if layer.weight is None else "weight"
-    affine = getattr(layer, field)
-    if affine is None:
-        return layer
-    stacked = affine.ndim - len(layer.shape)
+    fields = ("weight", "bias", "shape")
+    field = next(f for f in fields if getattr(layer, f) is not None)
+    affine = None if field == "shape" else getattr(layer, field)
+    stacked = 0 if affine is None else affine.ndim - len(layer.shape)
     fit = fit.within(stacked)
-    shape = affine.shape[stacked:]
+    shape = layer.shape if affine is None else affine.shape[stacked:]
     for i in range(len(shape)):
         if layer.weight is not None and layer.bias is not None:
             fit.agree("weight", i, "bias", i)
-    dims = fit.dims(field)
-    if dims is None:
+    if fit.dims(field) is None:
         return layer
     learned = {part.axis for i in range(len(shape)) for part in fit.learned(field, i)}
     if learned <= fit.exact:
         return replace(layer, shape=shape)
-    active = jnp.broadcast_to(fit.active(dims), affine.shape)
+    active = fit.active(field)
+    if affine is not None:
+        active = jnp.broadcast_to(active, affine.shape)
     centred = isinstance(layer, eqx.nn.LayerNorm)
     return CountedNorm(layer.weight, layer.bias, active, layer.eps, centred)
 
 
 def group_norm(layer: eqx.nn.GroupNorm, fit: Fit) -> eqx.Module:
-    if layer.weight is None or layer.bias is None:
+    affine = layer.weight is not None and layer.bias is not None
+    field, channels = "channels", layer.channels
+    if affine:
+        fit = fit.within(layer.weight.ndim - 1)
+        fit.agree("weight", 0, "bias", 0)
+        field, channels = "weight", layer.weight.shape[-1]
+    dims = fit.dims(field)
+    if dims is None or not fit.learned(field, 0):
         return layer
-    fit = fit.within(layer.weight.ndim - 1)
-    fit.agree("weight", 0, "bias", 0)
-    dims = fit.dims("weight")
-    if dims is None or not fit.learned("weight", 0):
-        return layer
-    per_group = (layer.channels or 0) // layer.groups
     parts = dims[0] if len(dims[0]) > 1 else (*dims[0], Factor(None, 1))
+    groups, per_group = parts[0].capacity, math.prod(part.capacity for part in parts[1:])
     inside = any(p.axis in fit.values for p in flat(parts[1:]))
-    if parts[0].capacity != layer.groups or parts[0].parts or inside:
+    kept = fit.dims("groups")
+    if (kept is None and groups != layer.groups) or parts[0].parts or inside:
         raise fit.refuse(
-            f"its {layer.channels} channels are in {layer.groups} groups, whose statistics a "
-            f"slice would mix. Learn whole groups: `fused(axis, {per_group})`."
+            f"its channels are in {layer.groups} groups, whose statistics a slice would mix. "
+            f"Learn whole groups: `fused(axis, {per_group})`."
         )
-    return replace(layer, groups=fit.size(parts[0]), channels=layer.weight.shape[-1])
+    return replace(layer, groups=fit.size(parts[0]), channels=channels)

@@ -1,6 +1,7 @@
 # What the operations of JAX say of dimensions: which are the same, which are parts of which,
 # and which keep their size.
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,7 @@ REDUCTIONS = frozenset(
 CUMULATIVE = frozenset("cumsum cumprod cummax cummin cumlogsumexp".split())
 
 
+@functools.cache
 def rule(name: str) -> Rule | None:
     """What is known of an operation."""
     if name in ELEMENTWISE:

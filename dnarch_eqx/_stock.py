@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 from ._conv import conv, conv_transpose
+from ._counterpart import counterpart
 from ._fit import Fit
 from ._layout import Factor
 from ._misc import replace
@@ -71,6 +72,8 @@ def _attention(layer: eqx.nn.MultiheadAttention, fit: Fit) -> eqx.Module:
             "the heads of `query_proj`, `key_proj`, `value_proj` and `output_proj` must lie on "
             "the same axes."
         )
+    if learned(width) and type(layer).__call__ is not eqx.nn.MultiheadAttention.__call__:
+        raise fit.refuse("its `__call__` is its own, and the width of its heads is learned.")
     # Attention divides by the square root of the width that it sees. That must be the active
     # width, whatever the bucket.
     for axis in learned(width):
@@ -147,7 +150,7 @@ def _batch_norm(layer: eqx.nn.BatchNorm, fit: Fit) -> eqx.Module:
     return replace(layer, input_size=layer.weight.shape[-1])
 
 
-_REFIT: dict[type, Callable] = {
+_STOCK: dict[type, Callable] = {
     eqx.nn.Linear: _linear,
     eqx.nn.MLP: _mlp,
     eqx.nn.Conv: conv,
@@ -161,13 +164,5 @@ _REFIT: dict[type, Callable] = {
     eqx.nn.LSTMCell: _recurrent(4),
     eqx.nn.BatchNorm: _batch_norm,
 }
-
-
-def refit(module: eqx.Module, fit: Fit) -> eqx.Module:
-    """A layer of `eqx.nn` whose static fields agree with its arrays; other modules as
-    they are: they are to read sizes off their arrays.
-    """
-    for cls, function in _REFIT.items():
-        if isinstance(module, cls):
-            return function(module, fit)
-    return module
+for _cls, _function in _STOCK.items():
+    counterpart.register(_cls, _function)
