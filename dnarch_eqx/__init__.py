@@ -27,7 +27,7 @@ from ._fit import Fit as Fit
 from ._found import Found as Found, FoundAxis as FoundAxis
 from ._gaussian import Gaussian as Gaussian
 from ._groups import find_axes as find_axes
-from ._law import check as check
+from ._law import check as check, LawError as LawError
 from ._layout import capacities as capacities
 from ._masks import (
     AbstractMask as AbstractMask,
@@ -59,6 +59,7 @@ from ._sizes import (
 )
 from ._state import checked as checked, State as State, StepInfo as StepInfo
 from ._train import make_step as make_step, OnNonfinite as OnNonfinite, Step as Step
+from ._verify import verify as verify
 from .ladders import buckets as buckets, Ladder as Ladder, Rule as Rule
 from .runtime import Learner as Learner, Planner as Planner, predict as predict
 

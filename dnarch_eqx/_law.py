@@ -57,31 +57,40 @@ def check_law(
     masks: Masks,
     call: Callable[..., PyTree],
     *inputs: PyTree,
-) -> None:
+) -> frozenset[str]:
     """Checks that a network is the same function under every plan that covers, over the
-    program of `call(net, *inputs)`: traced twice, at its capacity and with every axis one
-    smaller, never run. Axes that enter by a `Gate`, those of kernels, and those of modules
-    whose class says `keeps_law = True`, are their modules' own affair.
+    program of `call(net, *inputs)`: traced at its capacity and with every axis one smaller,
+    never run. Axes of modules whose class says `keeps_law = True`, and those of Gaussian
+    masks, are their modules' own affair.
 
-    Raises `ValueError` that names axis, arrays, file and line, and what to do.
+    **Returns:**
+
+    The axes that enter by a `Gate`, of which the program does not tell: numbers have to, see
+    [`dnarch_eqx.verify`][].
+
+    Raises [`dnarch_eqx.LawError`][] that names axis, arrays, file and line, and what to do.
     """
     state = state_of(inputs)
     whole = model if state is None else together(model, state)
     resolved = resolve(whole, axes, masks)
     own = {axis for axis, mask in masks.items() if isinstance(mask, Gaussian)}
-    for path, node in nodes(model):
-        if isinstance(node, Gate):
-            own.add(node.axis)
-        elif getattr(type(node), "keeps_law", False):
-            inside = [
-                dims for at, dims in resolved.items() if at.startswith((f"{path}.", f"{path}["))
-            ]
-            own |= {part.axis for dims in inside for part in flat(*dims) if part.axis}
+    trusted = tuple(
+        f"{path}{mark}"
+        for path, node in nodes(whole)
+        if getattr(type(node), "keeps_law", False)
+        for mark in ".["
+    )
+    for path, dims in resolved.items():
+        own |= {p.axis for p in flat(*dims) if p.axis and path.startswith(trusted)}
+    gates = {path: node.axis for path, node in nodes(whole) if isinstance(node, Gate)}
+    own |= {axis for path, axis in gates.items() if path.startswith(trusted)}
+    entering = frozenset(gates.values()) & frozenset(masks) - own
+    own |= entering
     depths = {dims[0][0].axis for dims in _gated_blocks(whole, resolved)} & set(masks)
     own |= depths
     named = {axis: Atom(mask.capacity) for axis, mask in masks.items() if axis not in own}
     if not named and not depths:
-        return
+        return entering
     under = lambda plan: traced(model, axes, masks, call, inputs, plan)
     full = under({})
     _declare(full, resolved, named)
@@ -110,6 +119,7 @@ def check_law(
             f"Blocks of {axis} cannot be left out: something goes with their number outside of "
             f"them: {one}."
         )
+    return entering
 
 
 def inexact(program: Program, declared: Layout, names: Mapping[Atom, str]) -> list[Fault]:

@@ -183,6 +183,8 @@ def _check_arguments(loss: Any, optim: Any, on_nonfinite: str) -> None:
         raise ValueError(
             f"`on_nonfinite` must be 'raise', 'skip' or 'ignore', got {on_nonfinite!r}."
         )
+    if not callable(loss):
+        raise ValueError(f"`loss` must be a function of (net, batch, key), got {loss!r}.")
     try:
         signature = inspect.signature(loss)
     except ValueError:  # one that cannot be looked at

@@ -45,6 +45,7 @@ ORDER = (
     "_flow",
     "_stale",
     "_law",
+    "_verify",
     "_optim",
     "_state",
     "_train",

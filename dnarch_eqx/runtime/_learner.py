@@ -22,6 +22,7 @@ from .._misc import at_least
 from .._plan import as_plan, check_covers, Plan
 from .._state import init, State, StepInfo
 from .._train import make_step, OnNonfinite
+from .._verify import verify
 from ._nonfinite import NotFiniteError, raised
 from ._processes import check_global
 from ._program import debugging, Program
@@ -64,7 +65,9 @@ class Learner:
             if the plan does not cover them, which waits for the step before. If not, such a
             step leaves the state as it was and says so in `info.covered`.
         - `verify`: whether to check, when the first step is traced, that the loss is the same
-            under every plan that covers: see [`dnarch_eqx.check`][].
+            under every plan that covers: see [`dnarch_eqx.check`][]; and, where axes enter by
+            a [`dnarch_eqx.Gate`][], of which the program does not tell, that its value is under
+            the exact plan and frozen: see [`dnarch_eqx.verify`][].
         - `keep`: how many compiled steps are kept. Beyond, the one not used for the longest
             time is dropped, and its memory with it.
         - `donate`: whether a step may reuse the memory of the state that it is given, which
@@ -240,12 +243,8 @@ class Learner:
     def trace(self, state: State, rest: tuple[Any, ...], plan: Plan) -> Program:
         """The step under a plan, still to be compiled. Checks the loss, the first time."""
         if self._verify and not debugging():
-            batch, key, _ = rest
             held = () if state.model_state is None else (state.model_state,)
-            try:
-                check_law(state.model, self.axes, state.masks, self._loss, *held, batch, key)
-            except LawError as error:
-                raise LawError(f"{error} (`verify=False` leaves this out.)") from None
+            self._check(state, (*held, *rest[:2]))
             self._verify = False
         shardings = [getattr(x, "sharding", None) for x in jtu.tree_leaves(state)]
 
@@ -257,6 +256,22 @@ class Learner:
             return treedef.unflatten(leaves), info
 
         return Program(step, (state, *rest), name=f"the step of {plan}", donate=self._donate)
+
+    def _check(self, state: State, inputs: tuple[Any, ...]) -> None:
+        """That the loss is the same under every plan: by its program, and by numbers where that
+        does not tell and numbers are there.
+        """
+        model, axes, masks = state.model, self.axes, state.masks
+        try:
+            untold = check_law(model, axes, masks, self._loss, *inputs)
+            arrays = jtu.tree_leaves(eqx.filter((state, inputs), _is_array))
+            if untold and jax.process_count() == 1 and all(map(eqx.is_array, arrays)):
+                # In inference mode, as other plans may draw other bits.
+                call = lambda net, *xs: self._loss(eqx.nn.inference_mode(net), *xs)
+                few = {"plans": 0, "gradients": False}
+                verify(model, axes, masks, *inputs, call=call, **few)
+        except LawError as error:
+            raise LawError(f"{error} (`verify=False` leaves this out.)") from None
 
     def compiled(self, state: State, rest: tuple[Any, ...], plan: Plan, key: Key) -> Program:
         """The program of a step; compiles if it must."""
@@ -297,6 +312,10 @@ class Learner:
                 taken = sum(bool(i.covered and i.finite) for i in self._unseen)
                 step = int(state.step) - taken  # the state went on without it
                 raise NotFiniteError(raised(state, np.asarray(info.flags), step))
+
+
+def _is_array(x: Any) -> bool:
+    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
 
 
 def _placed(x: Any, sharding: Any) -> Any:
