@@ -38,9 +38,7 @@ def embed(
     Raises `ValueError` for an array of `small` that is not of the plan's size.
     """
     resolved = layout(full, axes, masks)
-    windows = {
-        axis: mask.window(plan.get(axis, mask.capacity)) for axis, mask in masks.items()
-    }
+    windows = {axis: mask.window(plan.get(axis, mask.capacity)) for axis, mask in masks.items()}
     given = dict(nodes(small))
 
     def walk(node: Any, path: str, at: str) -> Any:

@@ -40,6 +40,7 @@ class Fit:
 
     def size(self, *parts: Factor) -> int:
         """How many positions are left of the product of these parts."""
+
         def one(part: Factor) -> int:
             if part.parts:
                 return sum(self.size(*inner) for inner in part.parts)

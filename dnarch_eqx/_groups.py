@@ -1,3 +1,4 @@
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 
@@ -13,9 +14,9 @@ from ._law import inexact, traced
 from ._layout import nodes
 from ._materialize import fits
 from ._numbers import Numbers, numbers
-from ._program import Op, Program, trace
+from ._program import Op, outline, Program, trace
 from ._rules import rule
-from ._stale import failed, named, Stale, stale
+from ._stale import agreeing, distinct, failed, named, otherwise, Stale, stale
 from ._stateful import state_of, together
 from ._terms import Atom, atoms, Term
 
@@ -97,7 +98,8 @@ def _at_other_sizes(
             lie = list(filter(on, names))
             found = found._refused({name: str(error) for name in lie or names})
             continue
-        full = traced(model, axes, masks, call, inputs, {})
+        under = functools.partial(traced, model, axes, masks, call, inputs)
+        full = under({})
         known = named(found._dims, found._names, full)
         chosen = {atom: name for atom, name in known.items() if name in names}
         lost = {known[f.axis]: _said(f) for f in inexact(full, resolved, chosen)}
@@ -107,7 +109,7 @@ def _at_other_sizes(
 
         def compared(some: Iterable[str], with_numbers: Numbers | None = None) -> list[Stale]:
             axes, masks = found._keeping(with_numbers or {}).learn(*names)
-            plan = {name: max(found.axes[name].size - 1, 1) for name in some}
+            plan = distinct({name: found.axes[name].size for name in some})
             try:
                 small = traced(model, axes, masks, call, inputs, plan)
                 return stale(full, small, known, plan)
@@ -115,7 +117,10 @@ def _at_other_sizes(
                 return [failed(full, error, known)]
 
         if not (wrong := compared(names)):
-            break
+            if not (lost := _differing(found, names, full, known, under)):
+                break
+            found = found._refused(lost)
+            continue
         culprits = _culprits(wrong, names, compared)
         free = {atom for atom, name in found._names.items() if name in names}
         kept: Numbers = {}
@@ -128,6 +133,25 @@ def _at_other_sizes(
             kept |= numbers(model, found._dims, here, free, holds)
         found = found._keeping(kept) if kept else found._refused(culprits)
     return found
+
+
+def _differing(
+    found: Found,
+    names: list[str],
+    full: Program,
+    known: Mapping[Atom, str],
+    under: Callable[..., list[str]],
+) -> dict[str, str]:
+    """An axis, if Python goes another way where its size agrees with others, and why."""
+    for plan in agreeing(full, {name: found.axes[name].size for name in names}):
+        for wrong in otherwise(full, under(plan, outline), known):
+            near = [name for name in wrong.near if name in plan]
+            for name in near:
+                rest = {axis: n for axis, n in plan.items() if axis != name}
+                if not otherwise(full, under(rest, outline), known):
+                    return {name: str(wrong)}
+            return dict.fromkeys(near or plan, str(wrong))
+    return {}
 
 
 def _culprits(

@@ -2,6 +2,7 @@
 # keeps it is decided here, over the program that calls the network.
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import equinox as eqx
 from jaxtyping import PyTree
@@ -13,9 +14,9 @@ from ._gaussian import Gaussian
 from ._layout import Dims, Factor, flat, Layout, nodes, resolve
 from ._masks import Masks
 from ._materialize import checked, materialize
-from ._program import Program, trace
+from ._program import outline, Program, trace
 from ._rules import rule
-from ._stale import failed, Stale, stale
+from ._stale import agreeing, distinct, failed, otherwise, Stale, stale
 from ._stateful import state_of, together, with_state
 from ._terms import Atom, atoms, Cat, new, resolved as settled, Term, unify
 
@@ -97,7 +98,7 @@ def check_law(
     names = _found(full, resolved, named)
     for fault in inexact(full, resolved, names):
         _refuse(names[fault.axis], f"`{fault.op}` goes over it {fault.where}", fault.reads)
-    smaller = lambda some: {axis: max(masks[axis].capacity - 1, 1) for axis in sorted(some)}
+    capacities = {axis: masks[axis].capacity for axis in sorted(named)}
 
     def compared(plan: Mapping[str, int]) -> list[Stale]:
         try:
@@ -105,7 +106,10 @@ def check_law(
         except Exception as error:
             return [failed(full, error, names)]
 
-    for one in compared(smaller(named)) if named else ():
+    wrong = compared(distinct(capacities)) if named else []
+    for plan in agreeing(full, capacities) if named and not wrong else ():
+        wrong += otherwise(full, traced(model, axes, masks, call, inputs, plan, outline), names)
+    for one in wrong:
         axis = " or ".join(map(repr, one.near)) or "a learned axis"
         raise LawError(
             f"A number goes with the size of {axis}, but is computed in Python: {one}. Under a "
@@ -113,7 +117,7 @@ def check_law(
             "sliced, declare it on the axis if a module keeps it, count active positions (see "
             "`docs/cannot.md`), or do not learn that axis."
         )
-    for one in compared(smaller(depths)) if depths else ():
+    for one in compared({a: max(masks[a].capacity - 1, 1) for a in depths}) if depths else ():
         axis = " or ".join(map(repr, sorted(depths)))
         raise LawError(
             f"Blocks of {axis} cannot be left out: something goes with their number outside of "
@@ -142,9 +146,10 @@ def traced(
     call: Callable[..., PyTree],
     inputs: tuple[PyTree, ...],
     plan: Mapping[str, int],
-) -> Program:
-    """The program of `call(net, *inputs)` under a plan. A state of the model among the inputs
-    is that of the plan.
+    how: Callable[..., Any] = lambda *args: trace(*args, rule, follow),
+) -> Any:
+    """The program of `call(net, *inputs)` under a plan, or its `outline`. A state of the model
+    among the inputs is that of the plan.
     """
     state = state_of(inputs)
     net = eqx.filter_eval_shape(
@@ -158,7 +163,7 @@ def traced(
     if state is not None:
         net, state = net
         inputs = with_state(inputs, state)
-    return trace(call, net, inputs, rule, follow)
+    return how(call, net, inputs)
 
 
 def _refuse(axis: str, why: str, reads: bool) -> None:

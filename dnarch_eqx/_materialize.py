@@ -180,9 +180,7 @@ def _traced(masks: Masks) -> bool:
     return any(isinstance(x, Tracer) for x in jtu.tree_leaves(masks))
 
 
-def multiplied(
-    model: Any, resolved: Layout, factors: Mapping[str, Float[Array, " _"]]
-) -> Any:
+def multiplied(model: Any, resolved: Layout, factors: Mapping[str, Float[Array, " _"]]) -> Any:
     """A model at its capacity with these factors where masks are multiplied in."""
     return _Walk(resolved, {a: (0, x) for a, x in factors.items()}, frozenset(factors))(model)
 
@@ -216,7 +214,9 @@ class _Walk:
         if dims is None:
             return self.children(node, path)
         if is_number(node):
-            return Fit(path, self.layout.get, self.values, self.starts, self.exact).size(*dims[0])
+            return Fit(path, self.layout.get, self.values, self.starts, self.exact).size(
+                *dims[0]
+            )
         if not isinstance(node, (list, tuple)):
             return self.array(node, dims)
         ((part,),) = dims

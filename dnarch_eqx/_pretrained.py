@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._axes import AxisMap
 from ._custom_types import Loss
-from ._layout import Dims, Factor, flat, Layout, nodes
+from ._layout import Factor, flat, Layout, nodes
 from ._masks import AbstractMask, Masks
 from ._materialize import fits, multiplied, settled
 

@@ -93,19 +93,7 @@ def trace(
     """Traces `call(model, *inputs)`. Sizes of inputs and outputs are fixed, but those of an
     `eqx.nn.State`, whose arrays are the module's.
     """
-    dynamic, static = eqx.partition((model, inputs), _is_traced)
-    leaves, treedef = jtu.tree_flatten(dynamic)
-    labels = [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(dynamic[0])]
-    labels += paths(model, dynamic[1])
-    returned: list[str | None] = []
-
-    def flat(*arrays: Array) -> list[Array]:
-        model, inputs = eqx.combine(treedef.unflatten(arrays), static)
-        outputs = eqx.filter(call(model, *inputs), eqx.is_array)
-        returned[:] = paths(model, outputs)
-        return jtu.tree_leaves(outputs)
-
-    closed = jax.make_jaxpr(flat)(*leaves)
+    closed, leaves, labels, returned = _jaxpr(call, model, inputs)
     arrays, ins = {}, []
     for label, x in zip(labels, leaves):
         # Integers may be indices; which positions are active is not fixed.
@@ -127,6 +115,45 @@ def trace(
         for term in value.dims:
             fix(term, "an output")
     return Program(arrays, Block(ins, walk.ops, outs))
+
+
+def outline(
+    call: Callable[..., PyTree], model: PyTree, inputs: tuple[PyTree, ...]
+) -> list[str]:
+    """The names of the operations, as in `Program.ops`."""
+
+    def names(jaxpr: Any) -> Iterator[str]:
+        for eqn in jaxpr.eqns:
+            called = _called(eqn)
+            if called is None:
+                yield eqn.primitive.name
+            inner = _inner(eqn) if called is None else [called]
+            for one in inner:
+                yield from names(getattr(one, "jaxpr", one))
+
+    return list(names(_jaxpr(call, model, inputs)[0].jaxpr))
+
+
+def _jaxpr(
+    call: Callable[..., PyTree], model: PyTree, inputs: tuple[PyTree, ...]
+) -> tuple[Any, list[Any], list[str | None], list[str | None]]:
+    """The program, the arrays that go in, and of these and of its results the paths in the
+    model.
+    """
+    dynamic, static = eqx.partition((model, inputs), _is_traced)
+    leaves, treedef = jtu.tree_flatten(dynamic)
+    labels: list[str | None] = []
+    labels += [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(dynamic[0])]
+    labels += paths(model, dynamic[1])
+    returned: list[str | None] = []
+
+    def flat(*arrays: Array) -> list[Array]:
+        model, inputs = eqx.combine(treedef.unflatten(arrays), static)
+        outputs = eqx.filter(call(model, *inputs), eqx.is_array)
+        returned[:] = paths(model, outputs)
+        return jtu.tree_leaves(outputs)
+
+    return jax.make_jaxpr(flat)(*leaves), leaves, labels, returned
 
 
 @dataclasses.dataclass(eq=False)
@@ -216,6 +243,16 @@ def _called(eqn: Any) -> Any:
         if hasattr(jaxpr, "eqns") and len(jaxpr.invars) == len(eqn.invars):
             return inner
     return None
+
+
+def _inner(eqn: Any) -> list[Any]:
+    """The programs of a loop or branch."""
+    params = eqn.params
+    if eqn.primitive.name == "scan":
+        return [params["jaxpr"]]
+    if eqn.primitive.name == "while":
+        return [params["cond_jaxpr"], params["body_jaxpr"]]
+    return list(params["branches"]) if eqn.primitive.name == "cond" else []
 
 
 def _constants(consts: Sequence[Any]) -> list[Value]:

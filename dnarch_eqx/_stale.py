@@ -2,6 +2,7 @@
 # under another plan: the number that a mean divides by, a number of heads that a module keeps.
 # It shows when the same program is traced once more, at other sizes.
 
+import collections
 import dataclasses
 import itertools as it
 import math
@@ -47,7 +48,9 @@ def stale(
         Stale(what, op.where, near(full, op.where.place, names))
     )
     # Blocks that are left out are not there.
-    there = (op for op in full.ops() if all(i < sizes.get(x, i + 1) for x, i in op.where.blocks))
+    there = (
+        op for op in full.ops() if all(i < sizes.get(x, i + 1) for x, i in op.where.blocks)
+    )
     for a, b in it.zip_longest(there, small.ops()):
         if a is None or b is None or a.name != b.name or len(a.ins) != len(b.ins):
             op = a or b
@@ -68,6 +71,47 @@ def stale(
                 add(f"`{a.name}` gives the shape {given} where {wanted} is right", a)
                 return list(dict.fromkeys(found))
     return list(dict.fromkeys(found))
+
+
+def otherwise(
+    full: Program, small: list[str], names: Mapping[Atom, str]
+) -> list[Stale]:
+    """Compares a program with the outline of the same one, where sizes agree."""
+    for a, b in it.zip_longest(full.ops(), small):
+        if a is None or a.name != b:
+            what = "where sizes are equal Python goes another way"
+            op = a or list(full.ops())[-1]
+            return [Stale(what, op.where, near(full, op.where.place, names))]
+    return []
+
+
+def distinct(capacities: Mapping[str, int]) -> dict[str, int]:
+    """Smaller sizes, different ones as far as there are, so that none agree by chance."""
+    used: set[int] = set()
+    sizes: dict[str, int] = {}
+    for axis, capacity in sorted(capacities.items(), key=lambda item: (item[1], item[0])):
+        lowest = min(2, max(capacity - 1, 1))
+        some = range(max(capacity - 1, 1), lowest - 1, -1)
+        sizes[axis] = next((n for n in some if n not in used), some[0])
+        used.add(sizes[axis])
+    return sizes
+
+
+def agreeing(program: Program, capacities: Mapping[str, int]) -> list[dict[str, int]]:
+    """Plans under which sizes agree that do not otherwise, with one another and with sizes
+    that are fixed: what Python does where it compares them.
+    """
+    fixed = collections.Counter(
+        atom.size
+        for value in program.arrays.values()
+        for term in value.dims
+        for atom in atoms(term)
+        if atom.fixed is not None and atom.size > 1
+    )
+    below = [n for n, _ in fixed.most_common() if n < max(capacities.values(), default=0)]
+    below = below or [max(2, min(capacities.values(), default=2) - 1)]
+    plans = [{axis: n for axis, m in capacities.items() if m > n} for n in below[:2]]
+    return list(filter(None, plans))
 
 
 def failed(full: Program, error: Exception, names: Mapping[Atom, str]) -> Stale:

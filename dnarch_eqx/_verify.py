@@ -110,7 +110,9 @@ def _is_state(x: Any) -> bool:
 
 def _between(rng: np.random.Generator, low: int, mask: AbstractMask) -> int:
     """A bucket of a mask that holds this many."""
-    return int(rng.choice(range(low, mask.capacity + 1, 2 if isinstance(mask, Gaussian) else 1)))
+    return int(
+        rng.choice(range(low, mask.capacity + 1, 2 if isinstance(mask, Gaussian) else 1))
+    )
 
 
 def _tolerance(arrays: list[Array]) -> float:

@@ -1,7 +1,7 @@
 """Networks as people write them in Equinox, none of which knows of this library."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -10,6 +10,34 @@ import jax.numpy as jnp
 import jax.random as jr
 from equinox.nn import Conv1d, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RMSNorm
 from jaxtyping import Array
+
+from tests.networks_sequence import (
+    ActorCritic,
+    Graph,
+    Llama,
+    LRU,
+    Mamba,
+    Mixer,
+    ODE,
+    Perceiver,
+    Scanned,
+    Tied,
+)
+from tests.networks_vision import (
+    AutoEncoder,
+    batched,
+    BatchNormed,
+    ConvNeXt,
+    DenseNet,
+    Discriminator,
+    FiLM,
+    FNO,
+    ResNet,
+    SqueezeExcite,
+    VAE,
+    WaveNet,
+    WeightNormed,
+)
 
 
 class Example(NamedTuple):
@@ -234,50 +262,160 @@ class OwnAttention(eqx.Module):
         return jax.vmap(self.out)(mixed.reshape(len(x), -1))
 
 
-def examples() -> dict[str, Example]:
-    """By name."""
-    keys = iter(jr.split(jr.key(0), 40))
-    one = lambda *shape: (jr.normal(next(keys), shape),)
-    mlp = eqx.nn.MLP(4, 3, 16, 2, key=next(keys))
-    attention = eqx.nn.MultiheadAttention(4, 12, qk_size=5, vo_size=7, key=next(keys))
-    blocks = {
-        f"blocks.{i}.{name}"
-        for i in range(1)
-        for name in (
-            "attention.query_proj.heads",
-            "attention.query_proj.width",
-            "attention.value_proj.width",
-            "up.hidden",
-        )
-    }
-    hidden = {"layers.0.hidden", "layers.1.hidden"}
-    gru = Recurrent(eqx.nn.GRUCell(3, 10, key=next(keys)), Linear(10, 2, key=next(keys)))
-    lstm = Recurrent(eqx.nn.LSTMCell(3, 10, key=next(keys)), Linear(10, 2, key=next(keys)))
-    return {
-        "mlp": Example(mlp, one(4), call, hidden),
-        "mlp, mapped": Example(mlp, one(5, 4), mapped, hidden),
-        "attention": Example(
-            attention,
-            one(6, 12),
-            lambda model, x: model(x, x, x),
-            {"query_proj.heads", "query_proj.width", "value_proj.width"},
-        ),
-        "residual": Example(
-            Residual(next(keys)), one(1, 8, 8), call, {"first.channels", "second.channels"}
-        ),
-        "u-net": Example(
-            UNet(next(keys)), one(2, 9), call, {"down.channels", "inner.channels"}
-        ),
-        "depthwise": Example(Depthwise(next(keys)), one(2, 9), call, {"spread.channels"}),
-        "gru": Example(gru, one(5, 3), call, {"cell.hidden"}),
-        "lstm": Example(lstm, one(5, 3), call, {"cell.hidden"}),
-        "experts": Example(Experts(next(keys)), one(6), call, {"hidden"}),
-        "stack": Example(Stack(next(keys)), one(6), call, {"hidden"}),
-        "language": Example(
-            Language(next(keys)), (jnp.arange(5),), call, {"norm.embedding", "up.hidden"}
-        ),
-        "swiglu": Example(SwiGLU(next(keys)), one(4), call, {"gate.hidden"}),
-        "vit": Example(
-            ViT(16, 4, 1, next(keys)), one(1, 8, 8), call, {"patches.channels", *blocks}
-        ),
-    }
+_ATTENTION = {"query_proj.heads", "query_proj.width", "value_proj.width"}
+_LLAMA = ("attention.wq.heads", "attention.wq.heads2", "w1.hidden")
+_NORMED = {"first.channels", "second.channels"}
+
+
+def _inside(path: str, names: Iterable[str]) -> set[str]:
+    return {f"{path}.{name}" for name in names}
+
+
+def _x(*shape: int) -> tuple[Array]:
+    return (jr.normal(jr.key(1), shape),)
+
+
+def _edges() -> tuple[Array, Array, Array]:
+    return *_x(4, 3), jnp.array([0, 1, 2, 3, 3]), jnp.array([1, 2, 3, 0, 1])
+
+
+def _recurrent(cell: Any, key: Array) -> Recurrent:
+    return Recurrent(cell(3, 10, key=key), Linear(10, 2, key=key))
+
+
+# From a key to a network, inputs, and the axes that can be learned.
+_NETWORKS: dict[str, Callable[[Array], tuple[Any, tuple[Any, ...], set[str]]]] = {
+    "mlp": lambda key: (
+        eqx.nn.MLP(4, 3, 16, 2, key=key),
+        _x(4),
+        {"layers.0.hidden", "layers.1.hidden"},
+    ),
+    "residual": lambda key: (Residual(key), _x(1, 8, 8), _NORMED),
+    "u-net": lambda key: (UNet(key), _x(2, 9), {"down.channels", "inner.channels"}),
+    "depthwise": lambda key: (Depthwise(key), _x(2, 9), {"spread.channels"}),
+    "gru": lambda key: (_recurrent(eqx.nn.GRUCell, key), _x(5, 3), {"cell.hidden"}),
+    "lstm": lambda key: (_recurrent(eqx.nn.LSTMCell, key), _x(5, 3), {"cell.hidden"}),
+    "experts": lambda key: (Experts(key), _x(6), {"hidden"}),
+    "stack": lambda key: (Stack(key), _x(6), {"depth", "hidden"}),
+    "language": lambda key: (Language(key), (jnp.arange(5),), {"norm.embedding", "up.hidden"}),
+    "swiglu": lambda key: (SwiGLU(key), _x(4), {"gate.hidden"}),
+    "vit": lambda key: (
+        ViT(16, 4, 1, key),
+        _x(1, 8, 8),
+        {
+            "patches.channels",
+            "blocks.0.up.hidden",
+            *_inside("blocks.0.attention", _ATTENTION),
+        },
+    ),
+    "own attention": lambda key: (OwnAttention(32, 8, key), _x(5, 32), {"qkv.heads"}),
+    "llama": lambda key: (
+        Llama(key, blocks=2),
+        (jnp.arange(5),),
+        {"blocks.depth", *_inside("blocks.0", _LLAMA), *_inside("blocks.1", _LLAMA)},
+    ),
+    "mamba": lambda key: (
+        Mamba(key),
+        _x(7, 6),
+        {"in_proj.channels", "x_proj.hidden", "x_proj.width"},
+    ),
+    "linear recurrence": lambda key: (LRU(key), _x(7, 5), {"hidden"}),
+    "tied": lambda key: (Tied(key), (jnp.arange(5),), {"shared.pytree.0.embedding"}),
+    "graph": lambda key: (Graph(key), _edges(), {"update.hidden"}),
+    "ode": lambda key: (ODE(key), _x(3), {"up.hidden"}),
+    "mixer": lambda key: (Mixer(key), _x(6, 8), {"tokens_up.hidden", "channels_up.hidden"}),
+    "perceiver": lambda key: (
+        Perceiver(key),
+        _x(9, 5),
+        {
+            "attention.output_proj.hidden",
+            "mlp.layers.0.hidden",
+            *_inside("attention", _ATTENTION),
+        },
+    ),
+    "actor and critic": lambda key: (
+        ActorCritic(key),
+        _x(4),
+        {"body.layers.0.hidden", "body.layers.2.hidden"},
+    ),
+    "scanned blocks": lambda key: (
+        Scanned(key),
+        _x(6),
+        {"blocks.norm.depth", "blocks.up.hidden"},
+    ),
+    "weight norm": lambda key: (WeightNormed(key), _x(4), {"first.layer.width"}),
+    "resnet": lambda key: (
+        ResNet(key),
+        _x(3, 6, 6),
+        {
+            "stem.channels",
+            "layers.2.conv2.channels",
+            *(f"layers.{i}.conv1.channels" for i in range(3)),
+        },
+    ),
+    "auto-encoder": lambda key: (
+        AutoEncoder(key),
+        _x(1, 6, 6),
+        {"down.channels", "inner.channels"},
+    ),
+    "vae": lambda key: (VAE(key), (*_x(6), *_x(4)), {"encoder.hidden", "decoder.hidden"}),
+    "squeeze": lambda key: (
+        SqueezeExcite(key),
+        _x(1, 6, 6),
+        {"conv.channels", "squeeze.hidden"},
+    ),
+    "dense": lambda key: (
+        DenseNet(key),
+        _x(2, 6, 6),
+        {f"layers.{i}.channels" for i in range(3)},
+    ),
+    "wavenet": lambda key: (WaveNet(key), _x(4, 9), {"filters.channels"}),
+    "convnext": lambda key: (ConvNeXt(key), _x(6, 5, 5), {"up.hidden"}),
+    "fno": lambda key: (FNO(key), _x(1, 16), {"lift.channels"}),
+    "film": lambda key: (FiLM(key), (*_x(1, 6, 6), *_x(3)), {"conv.channels"}),
+}
+# The same, of networks with an `eqx.nn.State`.
+_STATEFUL: dict[str, Callable[[Array], tuple[Any, Any, tuple[Any, ...], set[str]]]] = {
+    "batch norm, running": lambda key: (
+        *eqx.nn.make_with_state(BatchNormed)("ema", key),
+        _x(4, 1, 6, 6),
+        _NORMED,
+    ),
+    "batch norm, batch": lambda key: (
+        *eqx.nn.make_with_state(BatchNormed)("batch", key),
+        _x(4, 1, 6, 6),
+        _NORMED,
+    ),
+    "spectral norm": lambda key: (
+        *eqx.nn.make_with_state(Discriminator)(key),
+        _x(5, 4),
+        {"first.layer.hidden"},
+    ),
+}
+# Called otherwise than by `net(*inputs)`.
+_CALLED: dict[str, Callable[[Array], Example]] = {
+    "mlp, mapped": lambda key: Example(
+        eqx.nn.MLP(4, 3, 16, 2, key=key),
+        _x(5, 4),
+        mapped,
+        {"layers.0.hidden", "layers.1.hidden"},
+    ),
+    "attention": lambda key: Example(
+        eqx.nn.MultiheadAttention(4, 12, qk_size=5, vo_size=7, key=key),
+        _x(6, 12),
+        lambda model, x: model(x, x, x),
+        _ATTENTION,
+    ),
+}
+NAMES = (*_NETWORKS, *_STATEFUL, *_CALLED)
+
+
+def example(name: str) -> Example:
+    key = jr.key(0)
+    if name in _CALLED:
+        return _CALLED[name](key)
+    if name in _STATEFUL:
+        net, state, x, learned = _STATEFUL[name](key)
+        return Example(net, (state, *x), batched, learned)
+    net, x, learned = _NETWORKS[name](key)
+    return Example(net, x, call, learned)

@@ -19,7 +19,9 @@ class LlamaNorm(eqx.Module):
         self.weight, self.eps = jnp.ones(dim), eps
 
     def __call__(self, x):
-        return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.eps) * self.weight
+        return (
+            x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + self.eps) * self.weight
+        )
 
 
 def rotated(x):
@@ -295,7 +297,7 @@ class ActorCritic(eqx.Module):
         return jax.nn.log_softmax(self.actor(h)), self.critic(h)
 
 
-class SSMStack(eqx.Module):
+class Scanned(eqx.Module):
     """Blocks of one class in one module of stacked arrays, as `filter_vmap` makes them."""
 
     blocks: Any

@@ -164,7 +164,7 @@ def test_fused_that_does_not_multiply(net):
         ({".first": dn.Axes("h")}, r"'\.first' is neither an array nor a sequence"),
         ({".blocks": dn.Axes("depth", None)}, "sequence of 4 modules: .* must be one name"),
         ({".blocks": dn.Axes(dn.fused("depth", 2))}, "its axes must be one name, or `gated"),
-            ({".layers": dn.Axes(dn.gated("d"))}, r"'\.layers', which is no path"),
+        ({".layers": dn.Axes(dn.gated("d"))}, r"'\.layers', which is no path"),
         (
             {".first.weight": dn.Axes("h", None), ".second.weight": dn.Axes("h", None)},
             r"'h' has capacity 8 by .*'\.first\.weight', but 2 by .*'\.second\.weight'",
