@@ -25,6 +25,7 @@ from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
 from ._embed import embed as embed
 from ._fit import Fit as Fit
 from ._found import Found as Found, FoundAxis as FoundAxis
+from ._freeze import AbstractFreezable as AbstractFreezable, freeze as freeze
 from ._gaussian import Gaussian as Gaussian
 from ._groups import find_axes as find_axes
 from ._law import check as check, LawError as LawError
@@ -34,11 +35,7 @@ from ._masks import (
     Masks as Masks,
     product as product,
 )
-from ._materialize import (
-    AbstractFreezable as AbstractFreezable,
-    freeze as freeze,
-    materialize as materialize,
-)
+from ._materialize import materialize as materialize
 from ._optim import adamw as adamw, partition as partition
 from ._plan import exact as exact, Plan as Plan, plan as plan
 from ._pretrained import importance as importance, pretrained as pretrained

@@ -93,10 +93,10 @@ class Axes:
 
     `Axes("hidden", None)` says that dimension 0 is the axis `hidden`, and that dimension 1
     is not learned. Besides names there are [`dnarch_eqx.gated`][], [`dnarch_eqx.fused`][] and
-    [`dnarch_eqx.concatenated`][]. On a number that a module keeps (`num_heads`), `Axes("heads")`
-    says that it is the size of that axis, or of a `fused` or `concatenated` dimension. On a list
-    or tuple of modules, `Axes("depth")` says that its elements lie on `depth`, which drops whole
-    modules; `Axes(gated("depth"))`, that each goes over into `x -> x` as its mask goes to 0.
+    [`dnarch_eqx.concatenated`][]. On a number that a module keeps (`num_heads`, or `shape`),
+    `Axes("heads")` says that it is the size of that axis. On a list or tuple of modules,
+    `Axes("depth")` says that its elements lie on `depth`, which drops whole modules;
+    `Axes(gated("depth"))`, that each goes over into `x -> x` as its mask goes to 0.
     """
 
     dims: tuple[Dim, ...]
@@ -222,8 +222,8 @@ def _numbered(node: Any, path: str = "") -> Any:
         return node
     marked = {}
     for field in dataclasses.fields(node):
-        x = getattr(node, field.name, None)
-        kind = _Number if isinstance(x, int) else _Shape if isinstance(x, tuple) else None
+        x: Any = getattr(node, field.name, None)
+        kind: Any = _Number if isinstance(x, int) else _Shape if isinstance(x, tuple) else None
         if field.metadata.get("static") and kind is not None and not isinstance(x, bool):
             marked[field.name] = number = kind(x)
             number.path = f"{path}.{field.name}"

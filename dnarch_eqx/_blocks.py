@@ -48,7 +48,7 @@ def _faded(cls: type) -> type:
 
     fields = {
         "__annotations__": {
-            "weight_of_block": Float[Array, ""] | Constant | None,
+            "weight_of_block": Float[Array, ""] | Constant,
             "place_of_block": str,
         },
         "weight_of_block": None,
@@ -67,8 +67,8 @@ def _mixed(out: Any, x: Any, block: Any) -> Any:
     shapes = lambda tree: jtu.tree_map(jax.numpy.shape, eqx.filter(tree, eqx.is_array))
     if shapes(new) != shapes(x):
         raise ValueError(
-            f"A block of {block.place_of_block[17:-1]} cannot be left out: its output is not of "
-            f"the shape of its first argument. Wanted {shapes(x)}, got {shapes(new)}."
+            f"A block of {block.place_of_block[17:-1]} cannot be left out: its output is not "
+            f"of the shape of its first argument. Wanted {shapes(x)}, got {shapes(new)}."
         )
     weight = value(block.weight_of_block)
     mix = lambda a, b: b + weight.astype(b.dtype) * (a - b) if eqx.is_inexact_array(a) else a

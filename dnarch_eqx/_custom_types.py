@@ -1,7 +1,6 @@
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
-import jax
 from jaxtyping import Array, Float, Int, PyTree
 
 
@@ -12,7 +11,6 @@ Sizes: TypeAlias = Mapping[str, Float[Array, ""] | Int[Array, ""] | float | int]
 # Operations (or parameters, or bytes, ...) as a differentiable function of the sizes.
 Cost: TypeAlias = Callable[[Sizes], Float[Array, ""]]
 
-# An ordinary loss of an ordinary module: `loss(net, batch, key)`.
-Loss: TypeAlias = Callable[
-    [PyTree, PyTree, jax.Array | None], Float[Array, ""] | tuple[Float[Array, ""], PyTree]
-]
+# An ordinary loss of an ordinary module: `loss(net, batch, key)`; of one with a state
+# `loss(net, model_state, batch, key)`.
+Loss: TypeAlias = Callable[..., Float[Array, ""] | tuple[Float[Array, ""], PyTree]]

@@ -41,7 +41,7 @@ def embed(
     windows = {axis: mask.window(plan.get(axis, mask.capacity)) for axis, mask in masks.items()}
     given = dict(nodes(small))
 
-    def walk(node: Any, path: str, at: str) -> Any:
+    def walk(node, path: str, at: str) -> Any:
         dims = resolved.get(path)
         if isinstance(node, (list, tuple)) and dims is not None:
             window = windows.get(dims[0][0].axis or "", slice(0, len(node)))
@@ -50,9 +50,10 @@ def embed(
                 walk(x, f"{path}[{i}]", f"{at}[{i - window.start}]") if i in here else x
                 for i, x in enumerate(node)
             )
-        if eqx.is_array(node):
-            new = given.get(at)
-            return _into(node, new, dims or (), windows, at) if eqx.is_array(new) else node
+        array: Any = node
+        new: Any = given.get(at)
+        if eqx.is_array(array):
+            return _into(array, new, dims or (), windows, at) if eqx.is_array(new) else array
         pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
         if not pairs or not pairs[0][0]:
             return node

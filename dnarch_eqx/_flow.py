@@ -73,6 +73,13 @@ _FALSE: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def said(fault: Fault) -> str:
+    """What stands against learning an axis, in words."""
+    if fault.reads:
+        return f"`{fault.op}` over it, of what is not zero where it is inactive, {fault.where}"
+    return f"`{fault.op}` over it, {fault.where}"
+
+
 def faults(
     program: Program, gates: Collection[Gate], counted: Collection[Atom] = ()
 ) -> list[Fault]:

@@ -55,7 +55,7 @@ class Found:
         self,
         *patterns: str,
         start: float = 1.0,
-        mask: Callable[..., AbstractMask] = Sigmoid,
+        mask: Callable[..., AbstractMask] | None = None,
     ) -> tuple[AxisMap, dict[str, AbstractMask]]:
         """Axis map and masks.
 
@@ -65,7 +65,8 @@ class Found:
             learned.
         - `start`: the size to start at, as a share of the capacity. At 1 masks start as open
             as they can be.
-        - `mask`: `mask(capacity)` or `mask(capacity, size=size)`.
+        - `mask`: `mask(capacity)` or `mask(capacity, size=size)`; by default a
+            [`dnarch_eqx.Sigmoid`][], `open` at the start of 1.
 
         Raises `ValueError` for a name that is none, a pattern that matches nothing, and an axis
         by its name against which something stands.
@@ -75,7 +76,9 @@ class Found:
         names = self._chosen(patterns)
         chosen = {name: self.axes[name] for name in names}
         masks = {
-            name: mask(axis.size) if start == 1 else mask(axis.size, size=start * axis.size)
+            name: (mask or _open)(axis.size)
+            if start == 1
+            else (mask or Sigmoid)(axis.size, size=start * axis.size)
             for name, axis in chosen.items()
         }
         gates = {(path, dim, name) for name, axis in chosen.items() for path, dim in axis.gates}
@@ -242,6 +245,10 @@ class Found:
         if all(isinstance(part, int) for part in merged):
             return None
         return merged[0] if len(merged) == 1 else fused(*merged)
+
+
+def _open(capacity: int) -> Sigmoid:
+    return Sigmoid(capacity, open=True)
 
 
 _INDEX = re.compile(r"\[\d+\]")

@@ -11,7 +11,7 @@ from ._axes import AxisMap, Gate
 from ._flow import Fault, faults
 from ._follow import follow
 from ._gaussian import Gaussian
-from ._layout import Dims, Factor, flat, Layout, nodes, resolve
+from ._layout import Factor, flat, Layout, nodes, resolve
 from ._masks import Masks
 from ._materialize import checked, materialize
 from ._program import outline, Program, trace
@@ -87,7 +87,7 @@ def check_law(
     own |= {axis for path, axis in gates.items() if path.startswith(trusted)}
     entering = frozenset(gates.values()) & frozenset(masks) - own
     own |= entering
-    depths = {dims[0][0].axis for dims in _gated_blocks(whole, resolved)} & set(masks)
+    depths = set(masks).intersection(_gated_blocks(whole, resolved))
     own |= depths
     named = {axis: Atom(mask.capacity) for axis, mask in masks.items() if axis not in own}
     if not named and not depths:
@@ -132,11 +132,12 @@ def inexact(program: Program, declared: Layout, names: Mapping[Atom, str]) -> li
     return [fault for fault in faults(program, gates) if fault.axis in names]
 
 
-def _gated_blocks(model: PyTree, resolved: Layout) -> Iterator[Dims]:
+def _gated_blocks(model: PyTree, resolved: Layout) -> Iterator[str]:
+    """The axes of lists of which blocks are left out from outside."""
     for path, node in nodes(model):
         dims = resolved.get(path)
         if dims is not None and isinstance(node, list | tuple) and dims[0][0].gated:
-            yield dims
+            yield str(dims[0][0].axis)
 
 
 def traced(
@@ -146,7 +147,7 @@ def traced(
     call: Callable[..., PyTree],
     inputs: tuple[PyTree, ...],
     plan: Mapping[str, int],
-    how: Callable[..., Any] = lambda *args: trace(*args, rule, follow),
+    how: Callable[..., Any] | None = None,
 ) -> Any:
     """The program of `call(net, *inputs)` under a plan, or its `outline`. A state of the model
     among the inputs is that of the plan.
@@ -163,7 +164,7 @@ def traced(
     if state is not None:
         net, state = net
         inputs = with_state(inputs, state)
-    return how(call, net, inputs)
+    return how(call, net, inputs) if how else trace(call, net, inputs, rule, follow)
 
 
 def _refuse(axis: str, why: str, reads: bool) -> None:

@@ -264,8 +264,8 @@ def _shape(path: str, node, spec: Axes) -> tuple[int, ...]:
         sizes = node if isinstance(node, tuple) else (node,)
         if len(spec.dims) != len(sizes) or any(isinstance(dim, Gated) for dim in spec.dims):
             raise ValueError(
-                f"{path!r} is {node}: {len(sizes)} sizes, in which no mask enters; its axes are "
-                f"{spec}."
+                f"{path!r} is {node}: {len(sizes)} sizes, in which no mask enters; its axes "
+                f"are {spec}."
             )
         return sizes
     if isinstance(node, (list, tuple)):
@@ -276,8 +276,8 @@ def _shape(path: str, node, spec: Axes) -> tuple[int, ...]:
             )
         if isinstance(spec.dims[0], Gated) and not all(map(_is_block, node)):
             raise ValueError(
-                f"{path!r} is declared as {spec}: only modules that can be called, of shapes that "
-                "do not change, can be left out from outside. Others need a `Gate`."
+                f"{path!r} is declared as {spec}: only modules that can be called, of shapes "
+                "that do not change, can be left out from outside. Others need a `Gate`."
             )
         if hasattr(node, "_fields"):
             raise ValueError(

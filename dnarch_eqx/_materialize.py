@@ -1,4 +1,3 @@
-import abc
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -13,24 +12,16 @@ from jaxtyping import Array, Float, PyTree
 
 from . import _stock as _stock  # what layers of `eqx.nn` become
 from ._axes import AxisMap, Gate
-from ._blocks import faded, is_faded
+from ._blocks import faded
 from ._counterpart import refit
 from ._fit import Fit
 from ._layout import Dims, Factor, flat, is_number, is_shape, Layout, resolve, static_numbers
 from ._masks import Masks
-from ._misc import constant, replace
-from ._plan import check_covers, counts, exact, Plan
+from ._misc import replace
+from ._plan import check_covers, counts, Plan
 from ._shared import ties
 from ._sizes import covered
 from ._stateful import apart, together
-
-
-class AbstractFreezable(eqx.Module):
-    """A module that can compute something once and for all when it is deployed."""
-
-    @abc.abstractmethod
-    def freeze(self) -> eqx.Module:
-        """The module to be deployed. Called after the modules inside have been frozen."""
 
 
 def checked(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
@@ -53,7 +44,7 @@ def fits(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
     resolved = resolve(model, axes, masks)
     # The layers say themselves what they refuse, which does not depend on the plan.
     eqx.filter_eval_shape(
-        lambda model, masks: _Walk(resolved, _values(masks, {}))(model), model, masks
+        lambda model, masks: Slicing(resolved, values_under(masks, {}))(model), model, masks
     )
     return resolved
 
@@ -100,7 +91,7 @@ def materialize(
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     whole = model if model_state is None else together(model, model_state)
     resolved = resolve(whole, axes, masks)
-    _check_plan(plan, masks)
+    check_plan(plan, masks)
     if not _traced(masks):
         counts(masks)
     if check_coverage:
@@ -112,48 +103,11 @@ def materialize(
             )
         else:
             check_covers(plan, masks)
-    net = _Walk(resolved, _values(masks, plan))(whole)
+    net = Slicing(resolved, values_under(masks, plan))(whole)
     return net if model_state is None else apart(net)
 
 
-def freeze(
-    model: PyTree,
-    axes: AxisMap,
-    masks: Masks,
-    plan: Mapping[str, int] | None = None,
-    *,
-    model_state: eqx.nn.State | None = None,
-) -> Any:
-    """The network to be deployed: [`dnarch_eqx.materialize`][] with exact sizes, and all
-    that does not depend on the input computed once.
-
-    **Arguments:**
-
-    - `model`, `axes`, `masks`: as for [`dnarch_eqx.materialize`][]; not traced.
-    - `plan`: buckets for axes that are not to be at their exact sizes. Give the
-        resolutions that the network was trained at.
-    - `model_state`: as for [`dnarch_eqx.materialize`][].
-
-    **Returns:**
-
-    The small network, with its state if there is one. Its floating-point arrays are its parameters: what does not train (the
-    values of a [`dnarch_eqx.Gate`][], which positions of a norm are active) is kept as
-    integers or booleans. Dropout is as it was: see [`equinox.nn.inference_mode`][].
-
-    Raises `ValueError` as [`dnarch_eqx.materialize`][] does.
-    """
-    tight = exact(masks)
-    sizes = tight | ({} if plan is None else Plan(plan))
-    whole = model if model_state is None else together(model, model_state)
-    resolved = checked(whole, axes, masks)
-    _check_plan(sizes, masks)
-    check_covers(sizes, masks)
-    exactly = frozenset(axis for axis in tight if sizes[axis] == tight[axis])
-    net = settled(_Walk(resolved, _values(masks, sizes), exactly)(whole), freeze=True)
-    return net if model_state is None else apart(net)
-
-
-def _check_plan(plan: Mapping[str, int], masks: Masks) -> None:
+def check_plan(plan: Mapping[str, int], masks: Masks) -> None:
     if unknown := sorted(set(plan) - set(masks)):
         raise ValueError(
             f"`plan` has a bucket for {unknown[0]!r}, which has no mask. These have: "
@@ -167,7 +121,7 @@ def _check_plan(plan: Mapping[str, int], masks: Masks) -> None:
             )
 
 
-def _values(masks: Masks, plan: Mapping[str, int]) -> dict[str, tuple[int, Array]]:
+def values_under(masks: Masks, plan: Mapping[str, int]) -> dict[str, tuple[int, Array]]:
     """Where the window of each axis starts, and its mask's values there."""
     values = {}
     for axis, mask in masks.items():
@@ -182,10 +136,10 @@ def _traced(masks: Masks) -> bool:
 
 def multiplied(model: Any, resolved: Layout, factors: Mapping[str, Float[Array, " _"]]) -> Any:
     """A model at its capacity with these factors where masks are multiplied in."""
-    return _Walk(resolved, {a: (0, x) for a, x in factors.items()}, frozenset(factors))(model)
+    return Slicing(resolved, {a: (0, x) for a, x in factors.items()}, frozenset(factors))(model)
 
 
-class _Walk:
+class Slicing:
     """One pass over a model: slices, gates, and brings static fields in line."""
 
     def __init__(
@@ -233,7 +187,7 @@ class _Walk:
 
     def children(self, node: Any, path: str) -> Any:
         pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-        if treedef == _LEAF:
+        if treedef == LEAF:
             return node
         node = treedef.unflatten([self(child, path + jtu.keystr(key)) for key, child in pairs])
         if not isinstance(node, eqx.Module):
@@ -289,20 +243,4 @@ class _Walk:
         return jnp.reshape(x, [math.prod(next(sizes) for _ in dim) for dim in dims])
 
 
-_LEAF = jtu.tree_structure(0)
-
-
-def settled(node: Any, *, freeze: bool = False) -> Any:
-    """With what masks have multiplied into no array kept as no parameter.
-
-    - `freeze`: and what does not depend on the input computed.
-    """
-    children, treedef = jtu.tree_flatten(node, is_leaf=lambda x: x is not node)
-    if treedef == _LEAF:
-        return node
-    if isinstance(node, Gate) and node.stored is not None:
-        return replace(node, stored=constant(node.stored))
-    node = treedef.unflatten([settled(child, freeze=freeze) for child in children])
-    if is_faded(node):
-        node = replace(node, weight_of_block=constant(node.weight_of_block))
-    return node.freeze() if freeze and isinstance(node, AbstractFreezable) else node
+LEAF = jtu.tree_structure(0)

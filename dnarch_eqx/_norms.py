@@ -69,9 +69,8 @@ def norm(layer: eqx.nn.LayerNorm | eqx.nn.RMSNorm, fit: Fit) -> eqx.Module:
 
 
 def group_norm(layer: eqx.nn.GroupNorm, fit: Fit) -> eqx.Module:
-    affine = layer.weight is not None and layer.bias is not None
     field, channels = "channels", layer.channels
-    if affine:
+    if layer.weight is not None and layer.bias is not None:
         fit = fit.within(layer.weight.ndim - 1)
         fit.agree("weight", 0, "bias", 0)
         field, channels = "weight", layer.weight.shape[-1]

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._axes import AxisMap
 from ._custom_types import Loss
+from ._freeze import settled
 from ._layout import Factor, flat, Layout, nodes
 from ._masks import AbstractMask, Masks
-from ._materialize import fits, multiplied, settled
+from ._materialize import fits, multiplied
 
 
 _Model = TypeVar("_Model")
@@ -83,7 +84,8 @@ def importance(
     @eqx.filter_jit
     @eqx.filter_grad
     def derivative(factors: Any, batch: PyTree) -> Float[Array, ""]:
-        return loss(multiplied(model, resolved, factors), batch, key)
+        value: Any = loss(multiplied(model, resolved, factors), batch, key)
+        return value
 
     total, count = jtu.tree_map(jnp.zeros_like, ones), 0
     for batch in batches:
@@ -101,7 +103,7 @@ def _norms(
     arrays = {path: x for path, x in nodes(model) if eqx.is_inexact_array(x)}
     for path, dims in resolved.items():
         x = arrays.get(path)
-        on = {part.axis for part in flat(*dims)} & set(ones)
+        on = set(ones).intersection(str(part.axis) for part in flat(*dims))
         if x is None or not on:
             continue
         gated = tuple(tuple(map(_gated, dim)) for dim in dims)

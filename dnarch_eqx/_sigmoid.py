@@ -44,6 +44,7 @@ class Sigmoid(AbstractMask):
         capacity: int,
         *,
         size: float | None = None,
+        open: bool = False,
         temperature: float = 25.0,
         threshold: float = 0.1,
         learn: Sequence[str] = ("offset",),
@@ -54,6 +55,9 @@ class Sigmoid(AbstractMask):
         - `size`: the size to start at. By default the largest admissible offset, whose
             size is the capacity: the last position has value 0.85. That is how the paper
             starts its resolutions.
+        - `open`: start there too, but with a size that agrees with the active count all the
+            way down, where the default is worth the capacity at the start and less than
+            the count later.
         - `temperature`: how steep the mask is, on an axis of length 2. The smallest
             admissible size is `2.57 / temperature` of the capacity.
         - `threshold`: values below it are zero; in (0, 0.85).
@@ -73,9 +77,11 @@ class Sigmoid(AbstractMask):
         capacity, tail = self.capacity, _logit(1 - self.threshold) / temperature
         # Eq. 11: what one unit of the coordinate is worth. Half the capacity on an axis
         # of length 2, unless the mask starts at its largest offset and is worth N there.
+        if size is not None and open:
+            raise ValueError(f"A mask starts `open` or at a `size`, not both; got {size}.")
         if size is None:
             offset = 1 + _logit(HIGHEST) / temperature
-            self.unit = capacity / (offset + tail + 1)
+            self.unit = capacity / 2 if open else capacity / (offset + tail + 1)
         else:
             self.unit = capacity / 2
             smallest = self.unit * (_logit(LOWEST) / temperature + tail)

@@ -73,9 +73,7 @@ def stale(
     return list(dict.fromkeys(found))
 
 
-def otherwise(
-    full: Program, small: list[str], names: Mapping[Atom, str]
-) -> list[Stale]:
+def otherwise(full: Program, small: list[str], names: Mapping[Atom, str]) -> list[Stale]:
     """Compares a program with the outline of the same one, where sizes agree."""
     for a, b in it.zip_longest(full.ops(), small):
         if a is None or a.name != b:

@@ -113,7 +113,8 @@ def init(
 
 def checked(state: State) -> tuple[str, ...]:
     """What the flags of [`dnarch_eqx.StepInfo`][] after the first are about, in their order:
-    the loss, the complexity, the model's state if it has one, gradient and update of every weight, and of every mask.
+    the loss, the complexity, the model's state if it has one, gradient and update of every
+    weight, and of every mask.
     """
     arrays = eqx.filter(state.model, eqx.is_inexact_array)
     weights = [jtu.keystr(path) for path, _ in jtu.tree_leaves_with_path(arrays)]

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ._axes import AxisMap
+from ._freeze import freeze
 from ._gaussian import Gaussian
 from ._law import LawError
 from ._masks import AbstractMask, Masks
-from ._materialize import freeze, materialize
+from ._materialize import materialize
 from ._plan import exact
 from ._stateful import state_of, with_state
 

@@ -18,6 +18,7 @@ from tests.networks_sequence import (
     LRU,
     Mamba,
     Mixer,
+    MLPBlock as MLPBlock,
     ODE,
     Perceiver,
     Scanned,
@@ -230,6 +231,21 @@ class ViT(eqx.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x[0]))
+
+
+class Heads(eqx.Module):
+    up: Linear
+    policy: Linear
+    value: Linear
+
+    def __init__(self):
+        a, b, c = jr.split(jr.key(0), 3)
+        self.up = Linear(3, 16, key=a)
+        self.policy, self.value = Linear(16, 2, key=b), Linear(16, 1, key=c)
+
+    def __call__(self, x):
+        h = jnp.tanh(self.up(x))
+        return self.policy(h), self.value(h)
 
 
 class OwnNorm(eqx.Module):

@@ -14,7 +14,7 @@ from equinox.nn import Linear
 
 import dnarch_eqx as dn
 from dnarch_eqx import Axes, concatenated, fused, gated
-from tests.networks import OwnAttention, OwnNorm
+from tests.networks import Heads, OwnAttention, OwnNorm
 
 
 X = jnp.linspace(-1.0, 1.0, 3)
@@ -126,21 +126,6 @@ def test_gates_before_a_nonlinearity(name):
         return dn.check(net, axes, H, X, call=run)
     with pytest.raises(ValueError, match=f"dot_general.*{FILE}.*gated"):
         dn.check(net, axes, H, X, call=run)
-
-
-class Heads(eqx.Module):
-    up: Linear
-    policy: Linear
-    value: Linear
-
-    def __init__(self):
-        a, b, c = jr.split(jr.key(0), 3)
-        self.up = Linear(3, 16, key=a)
-        self.policy, self.value = Linear(16, 2, key=b), Linear(16, 1, key=c)
-
-    def __call__(self, x):
-        h = jnp.tanh(self.up(x))
-        return self.policy(h), self.value(h)
 
 
 def test_one_of_two_readers():

@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from .._axes import Gate
-from .._materialize import AbstractFreezable
+from .._freeze import AbstractFreezable
 from ._blocks import add_branches, Block, real, widened
 from ._choices import Path
 from ._encoder import Encoder, known_tokens

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
 from .._axes import Axes, AxisMap, gated
+from .._freeze import freeze
 from .._gaussian import Gaussian
 from .._masks import AbstractMask, Masks
-from .._materialize import freeze
 from .._plan import Plan
 from .._sigmoid import Sigmoid
 from ..ladders import buckets as _buckets, every, geometric, Ladder, odd, smooth

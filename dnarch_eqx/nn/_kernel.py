@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from .._axes import Gate
+from .._freeze import AbstractFreezable
 from .._masks import product
-from .._materialize import AbstractFreezable
 from .._misc import as_float, Constant, constant, value
 from ._choices import choose_method, METHODS, one_of, Path, TRANSFORMS
 from ._fourier import convolution_transforms, fourier_convolution, resize_transforms
