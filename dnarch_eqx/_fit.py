@@ -94,4 +94,5 @@ class Fit:
         return f"fused({', '.join(map(str, shown))})" if len(shown) > 1 else str(shown[0])
 
     def refuse(self, why: str) -> ValueError:
+        """The error, to be raised, that a layer cannot be sliced as declared."""
         return ValueError(f"{self.path or 'the model'!r}: {why}")

@@ -78,12 +78,12 @@ def group_norm(layer: eqx.nn.GroupNorm, fit: Fit) -> eqx.Module:
     if dims is None or not fit.learned(field, 0):
         return layer
     parts = dims[0] if len(dims[0]) > 1 else (*dims[0], Factor(None, 1))
-    groups, per_group = parts[0].capacity, math.prod(part.capacity for part in parts[1:])
+    whole, groups = math.prod(part.capacity for part in parts), parts[0].capacity
     inside = any(p.axis in fit.values for p in flat(parts[1:]))
     kept = fit.dims("groups")
     if (kept is None and groups != layer.groups) or parts[0].parts or inside:
         raise fit.refuse(
-            f"its channels are in {layer.groups} groups, whose statistics a slice would mix. "
-            f"Learn whole groups: `fused(axis, {per_group})`."
+            f"its {whole} channels are in {layer.groups} groups, whose statistics a slice "
+            f"would mix. Learn whole groups: `fused(axis, {whole // layer.groups})`."
         )
     return replace(layer, groups=fit.size(parts[0]), channels=channels)

@@ -19,7 +19,7 @@ from tests.networks import Heads, OwnAttention, OwnNorm
 
 X = jnp.linspace(-1.0, 1.0, 3)
 H = {"h": dn.Sigmoid(16, size=6.0)}
-FILE = r"test_check\.py"
+FILE = r"(test_check|networks)\.py"
 
 
 @pytest.fixture(autouse=True)

@@ -240,8 +240,8 @@ REFUSED = {
     ),
     "batch norm": (
         lambda key: eqx.nn.BatchNorm(8, "batch", mode="batch"),
-        {".weight": Axes("c"), ".bias": Axes("c")},
-        "`eqx.nn.BatchNorm` keeps arrays outside the module .* `dnarch_eqx.nn.BatchNorm`",
+        {".weight": Axes("c")},
+        "dimension 0 of its `weight` lies on 'c', dimension 0 of its `bias` on no learned",
     ),
     "grouped convolution": (
         conv(groups=4),
