@@ -8,9 +8,10 @@ from jaxtyping import Array, Float, PyTree
 
 from ._axes import AxisMap
 from ._custom_types import Cost, Sizes
-from ._layout import capacities, Factor, is_shape, layout, nodes
+from ._layout import capacities, Factor, layout
 from ._masks import Masks
 from ._misc import as_float, known
+from ._nodes import is_shape, nodes
 from ._sizes import present
 
 

@@ -8,7 +8,7 @@ from jaxtyping import PyTree
 from ._axes import Axes, gated
 from ._found import Found, FoundAxis
 from ._law import traced
-from ._layout import nodes
+from ._nodes import nodes
 from ._program import Program
 from ._sigmoid import Sigmoid
 from ._stale import failed, named, stale

@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from ._axes import AxisMap
-from ._layout import Dims, Factor, flat, layout, nodes
+from ._layout import Dims, Factor, flat, layout
 from ._masks import Masks
+from ._nodes import nodes
 from ._stateful import apart, together
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from ._program import Block, Op, Program, Value
-from ._rules import ALIKE, CUMULATIVE, mapped, REDUCTIONS
+from ._rules import ALIKE, CUMULATIVE, mapped, raises, REDUCTIONS
 from ._terms import Atom, atoms
 from ._where import Where
 
@@ -54,7 +54,13 @@ _KEEPS_ZERO = frozenset(
 )
 # With zeros where axes are inactive these are exact.
 _MAPPED_SUMS = frozenset({"psum", "psum_invariant"})
-_SUMS = _MAPPED_SUMS | {"dot_general", "conv_general_dilated", "reduce_sum"}
+_SUMS = _MAPPED_SUMS | {
+    "dot_general",
+    "conv_general_dilated",
+    "reduce_or",
+    "reduce_sum",
+    "reduce_xor",
+}
 # Of two numbers of which either is 0 these are 0.
 _PRODUCTS = frozenset({"mul", "and", "dot_general", "conv_general_dilated"})
 # Of two numbers of which the first is 0.
@@ -226,6 +232,8 @@ def _zeros(op: Op, ins: list[_Zeros]) -> _Zeros:
     name = op.name
     if not ins:
         return frozenset()
+    if raises(op):
+        return frozenset(a for value in op.outs for term in value.dims for a in atoms(term))
     if name in _KEEPS_ZERO or name in _FIRST:
         return ins[0]
     if name in _PRODUCTS:

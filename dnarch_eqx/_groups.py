@@ -9,7 +9,7 @@ from ._depths import with_depths
 from ._flow import Fault, faults, Gate, said
 from ._follow import follow
 from ._found import Found, FoundAxis
-from ._layout import nodes
+from ._nodes import nodes
 from ._program import Op, Program, trace
 from ._resized import at_other_sizes
 from ._rules import rule

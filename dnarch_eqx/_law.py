@@ -11,9 +11,10 @@ from ._axes import AxisMap, Gate
 from ._flow import Fault, faults
 from ._follow import follow
 from ._gaussian import Gaussian
-from ._layout import Factor, flat, Layout, nodes, resolve
+from ._layout import Factor, flat, Layout, resolve
 from ._masks import Masks
 from ._materialize import checked, materialize
+from ._nodes import nodes
 from ._program import outline, Program, trace
 from ._rules import rule
 from ._stale import agreeing, distinct, failed, otherwise, Stale, stale

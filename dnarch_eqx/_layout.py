@@ -8,12 +8,11 @@ from typing import Any, TypeAlias
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
-import numpy as np
 from jaxtyping import PyTree
 
 from ._axes import Axes, AxisMap, Concatenated, Dim, Fused, Gate, Gated
 from ._masks import check_masks, Masks
+from ._nodes import is_number, is_shape, nodes
 from ._shared import Tie, ties
 from ._stateful import is_apart
 
@@ -31,6 +30,9 @@ class Factor:
     parts: "tuple[tuple[Factor, ...], ...]" = ()
 
 
+_Nodes: TypeAlias = list[tuple[str, Any]]
+
+
 def flat(*dims: tuple[Factor, ...]) -> Iterator[Factor]:
     """All factors of some dimensions, those of concatenated parts too."""
     for dim in dims:
@@ -44,39 +46,6 @@ Dims: TypeAlias = tuple[tuple[Factor, ...], ...]
 Layout: TypeAlias = dict[str, Dims]
 
 
-def nodes(model: PyTree) -> Iterator[tuple[str, Any]]:
-    """All nodes of a tree with their paths, parents first, and numbers in static fields."""
-    stack: list[tuple[str, Any]] = [("", model)]
-    while stack:
-        path, node = stack.pop()
-        yield path, node
-        if isinstance(node, eqx.Module):
-            yield from ((f"{path}.{name}", x) for name, x in static_numbers(node))
-        children = jtu.tree_leaves_with_path(node, is_leaf=lambda x: x is not node)
-        stack.extend(
-            (path + jtu.keystr(key), child) for key, child in reversed(children) if key
-        )
-
-
-def is_number(x: Any) -> bool:
-    """Whether it can be the size of an axis."""
-    return isinstance(x, int | np.integer) and not isinstance(x, bool)
-
-
-def is_shape(x: Any) -> bool:
-    """Whether it is a tuple of such numbers."""
-    return isinstance(x, tuple) and len(x) > 0 and all(map(is_number, x))
-
-
-def static_numbers(module: eqx.Module) -> Iterator[tuple[str, Any]]:
-    """Field and value, of numbers and shapes in a module's static fields."""
-    for field in dataclasses.fields(module):
-        if field.metadata.get("static"):
-            x = getattr(module, field.name, None)
-            if is_number(x) or is_shape(x):
-                yield field.name, x
-
-
 def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
     """Resolves the declarations against a model's arrays. What `eqx.nn.Shared` ties to an
     array lies on that one's axes.
@@ -84,13 +53,16 @@ def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
     Raises `ValueError` if a path is not in the model, if axes do not fit the dimensions
     of the node there, or if arrays disagree about a capacity.
     """
+    return _layout(list(nodes(model)), axes, {} if masks is None else masks)
+
+
+def _layout(every: _Nodes, axes: AxisMap, masks: Masks) -> Layout:
     _check_axes(axes)
-    masks = {} if masks is None else masks
     check_masks(masks)
-    found = {path: node for path, node in nodes(model) if path in axes}
-    tied = _tied(model)
+    found = {path: node for path, node in every if path in axes}
+    tied = _tied(every)
     # Of values that are kept outside of the model nothing is known here.
-    outside = tuple(f"{path}.init" for path, node in nodes(model) if is_apart(node))
+    outside = tuple(f"{path}.init" for path, node in every if is_apart(node))
     for path in sorted(axes):
         if path not in found and path.startswith(outside):
             continue
@@ -118,7 +90,7 @@ def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
         for i, (dim, size) in enumerate(zip(axes[path].dims, shape)):
             if isinstance(dim, (str, Gated)):
                 claim(_axis(dim), size, f"dimension {i} of {path!r}")
-    for path, node in nodes(model):
+    for path, node in every:
         if isinstance(node, Gate):
             claim(node.axis, node.size, f"the gate at {path!r}")
     for axis, mask in masks.items():
@@ -166,17 +138,18 @@ def layout(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> Layout:
 
 def capacities(model: PyTree, axes: AxisMap, masks: Masks | None = None) -> dict[str, int]:
     """The capacity of every declared axis."""
-    return _capacities(model, layout(model, axes, masks))
+    every = list(nodes(model))
+    return _capacities(every, _layout(every, axes, {} if masks is None else masks))
 
 
-def _capacities(model: PyTree, resolved: Layout) -> dict[str, int]:
+def _capacities(every: _Nodes, resolved: Layout) -> dict[str, int]:
     parts = {
         part.axis: part.capacity
         for dims in resolved.values()
         for part in flat(*dims)
         if part.axis is not None
     }
-    gates = {node.axis: node.size for _, node in nodes(model) if isinstance(node, Gate)}
+    gates = {node.axis: node.size for _, node in every if isinstance(node, Gate)}
     return parts | gates
 
 
@@ -189,17 +162,20 @@ def resolve(model: PyTree, axes: AxisMap, masks: Masks) -> Layout:
     disagree; a mask on integers.
     """
     check_masks(masks)
-    resolved = layout(model, axes, masks)
-    sizes = _capacities(model, resolved)
+    every = list(nodes(model))
+    resolved = _layout(every, axes, masks)
+    sizes = _capacities(every, resolved)
     for axis in masks:
         if axis not in sizes:
             raise ValueError(
                 f"`masks` has a mask for axis {axis!r}, but no array lies on it. The declared "
                 f"axes are {sorted(sizes)}."
             )
-    entered = {node.axis for _, node in nodes(model) if isinstance(node, Gate)}
-    for path, node in nodes(model):
+    entered = {node.axis for _, node in every if isinstance(node, Gate)}
+    for path, node in every:
         here = {part.axis for part in flat(*resolved.get(path, ())) if part.gated}
+        if not here:
+            continue
         entered |= here
         dtype = float if isinstance(node, list | tuple) else getattr(node, "dtype", int)
         if here & set(masks) and not jnp.issubdtype(dtype, jnp.inexact):
@@ -227,11 +203,11 @@ def _check_axes(axes: Any) -> None:
             )
 
 
-def _tied(model: PyTree) -> dict[str, Tie]:
+def _tied(every: _Nodes) -> dict[str, Tie]:
     """Path -> the array that it is tied to, with its whole path."""
     return {
         path + tie.target: tie._replace(source=tie.source and path + tie.source)
-        for path, node in nodes(model)
+        for path, node in every
         if isinstance(node, eqx.nn.Shared)
         for tie in ties(node)
     }

@@ -3,6 +3,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
@@ -15,9 +16,10 @@ from ._axes import AxisMap, Gate
 from ._blocks import faded
 from ._counterpart import refit
 from ._fit import Fit
-from ._layout import Dims, Factor, flat, is_number, is_shape, Layout, resolve, static_numbers
+from ._layout import Dims, Factor, flat, Layout, resolve
 from ._masks import Masks
 from ._misc import replace
+from ._nodes import is_number, is_shape, static_numbers
 from ._plan import check_covers, counts, Plan
 from ._shared import ties
 from ._sizes import covered
@@ -126,8 +128,14 @@ def values_under(masks: Masks, plan: Mapping[str, int]) -> dict[str, tuple[int, 
     values = {}
     for axis, mask in masks.items():
         bucket = plan.get(axis, mask.capacity)
-        values[axis] = (mask.window(bucket).start, mask(bucket))
+        traced = any(isinstance(x, Tracer) for x in jtu.tree_leaves(mask))
+        # Traced once for all masks that are alike: there may be hundreds.
+        value = _evaluated(mask, bucket) if traced else mask(bucket)
+        values[axis] = (mask.window(bucket).start, value)
     return values
+
+
+_evaluated = jax.jit(lambda mask, bucket: mask(bucket), static_argnums=1)
 
 
 def _traced(masks: Masks) -> bool:
@@ -221,7 +229,7 @@ class Slicing:
         if not any(part.axis in self.values for part in flat(*dims)):
             return x
         # Every part gets a dimension of its own, so that fused ones are sliced like others.
-        x = jnp.reshape(x, [part.capacity for dim in dims for part in dim])
+        x = _shaped(x, [part.capacity for dim in dims for part in dim])
         for i, part in enumerate(part for dim in dims for part in dim):
             if part.parts:
                 ends = np.cumsum([math.prod(p.capacity for p in inner) for inner in part.parts])
@@ -234,13 +242,18 @@ class Slicing:
                 x = jnp.concatenate(pieces, axis=i)
             elif part.axis in self.values:
                 start, values = self.starts[part.axis], self.values[part.axis]
-                x = lax.slice_in_dim(x, start, start + values.shape[0], axis=i)
+                if values.shape[0] < x.shape[i]:
+                    x = lax.slice_in_dim(x, start, start + values.shape[0], axis=i)
                 if part.gated:
-                    x = x * jnp.expand_dims(
-                        values.astype(x.dtype), [j for j in range(x.ndim) if j != i]
-                    )
+                    values = lax.convert_element_type(values, x.dtype)
+                    x = lax.mul(x, lax.broadcast_in_dim(values, x.shape, (i,)))
         sizes = iter(x.shape)
-        return jnp.reshape(x, [math.prod(next(sizes) for _ in dim) for dim in dims])
+        return _shaped(x, [math.prod(next(sizes) for _ in dim) for dim in dims])
+
+
+def _shaped(x: Array, shape: list[int]) -> Array:
+    """Not a reshape where nothing changes: they are quick, but there are hundreds."""
+    return x if list(x.shape) == shape else jnp.reshape(x, shape)
 
 
 LEAF = jtu.tree_structure(0)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from jaxtyping import PyTree
 
-from ._layout import is_number, nodes
+from ._nodes import is_number, nodes
 from ._terms import Atom, atoms, new, resolved, Term
 
 

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 from ._axes import AxisMap
 from ._custom_types import Loss
 from ._freeze import settled
-from ._layout import Factor, flat, Layout, nodes
+from ._layout import Factor, flat, Layout
 from ._masks import AbstractMask, Masks
 from ._materialize import fits, multiplied
+from ._nodes import nodes
 
 
 _Model = TypeVar("_Model")

@@ -13,10 +13,11 @@ import jax.tree_util as jtu
 from jaxtyping import PyTree
 
 from ._axes import AxisMap, Gate
-from ._layout import flat, nodes
+from ._layout import flat
 from ._masks import Masks
 from ._materialize import checked
 from ._misc import positive
+from ._nodes import nodes
 from ._plan import counts, Plan
 from ._sizes import sizes
 

@@ -57,12 +57,19 @@ def _elementwise(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
     shape = shapes[0]
     if op.name == "bitcast_convert_type" and len(op.ins[0].dims) != len(shape):
         return [[*op.ins[0].dims, *(new(n, why(op)) for n in shape[len(op.ins[0].dims) :])]]
-    out: list[Term] = [new(n) for n in shape]
+    out: list[Term] | None = None
     for value in op.ins:
         # Scalars go with everything.
-        for i, term in enumerate(value.dims if len(value.dims) == len(shape) else ()):
-            if size(term) == shape[i] != 1:
+        dims = value.dims if len(value.dims) == len(shape) else []
+        fits = bool(dims) and all(size(term) == n for term, n in zip(dims, shape))
+        if out is None and fits:
+            out = list(dims)
+            continue
+        out = out or [new(n) for n in shape]
+        for i, term in enumerate(dims):
+            if term is not out[i] and size(term) == shape[i] != 1:
                 unify(out[i], term, why(op))
+    out = [new(n) for n in shape] if out is None else out
     return [out for _ in shapes]
 
 
@@ -79,6 +86,19 @@ ALIKE = frozenset(
 @_of(*ALIKE)
 def _alike(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]]:
     return [list(value.dims) for value, _ in zip(op.ins, shapes)]
+
+
+@_of("pure_callback")
+def _callback(walk: Walk, op: Op, shapes: _Shapes) -> list[list[Term]] | None:
+    return [[new(n) for n in shape] for shape in shapes] if raises(op) else None
+
+
+def raises(op: Op) -> bool:
+    """Whether it is what `eqx.error_if` calls: its results are never used."""
+    if op.name != "pure_callback":
+        return False
+    called = getattr(op.params["callback"], "callback_func", None)
+    return getattr(called, "__module__", None) == "equinox._errors"
 
 
 @_of("unvmap_all", "unvmap_any", "unvmap_max")

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import itertools as it
 import math
+import re
 import traceback
 from collections.abc import Iterator, Mapping
 
@@ -84,15 +85,20 @@ def otherwise(full: Program, small: list[str], names: Mapping[Atom, str]) -> lis
 
 
 def distinct(capacities: Mapping[str, int]) -> dict[str, int]:
-    """Smaller sizes, different ones as far as there are, so that none agree by chance."""
+    """Smaller sizes, different ones as far as there are, so that none agree by chance. Of very
+    many axes those that differ by numbers in their names get the same: JAX traces layers of
+    the same shapes quicker.
+    """
+    many = len(capacities) > 16
+    kind = lambda axis: re.sub(r"\d+", "*", axis) if many else axis
+    kinds = {(capacity, kind(axis)): 0 for axis, capacity in sorted(capacities.items())}
     used: set[int] = set()
-    sizes: dict[str, int] = {}
-    for axis, capacity in sorted(capacities.items(), key=lambda item: (item[1], item[0])):
+    for capacity, name in sorted(kinds):
         lowest = min(2, max(capacity - 1, 1))
         some = range(max(capacity - 1, 1), lowest - 1, -1)
-        sizes[axis] = next((n for n in some if n not in used), some[0])
-        used.add(sizes[axis])
-    return sizes
+        kinds[capacity, name] = next((n for n in some if n not in used), some[0])
+        used.add(kinds[capacity, name])
+    return {axis: kinds[capacity, kind(axis)] for axis, capacity in capacities.items()}
 
 
 def agreeing(program: Program, capacities: Mapping[str, int]) -> list[dict[str, int]]:
@@ -108,7 +114,9 @@ def agreeing(program: Program, capacities: Mapping[str, int]) -> list[dict[str, 
     )
     below = [n for n, _ in fixed.most_common() if n < max(capacities.values(), default=0)]
     below = below or [max(2, min(capacities.values(), default=2) - 1)]
-    plans = [{axis: n for axis, m in capacities.items() if m > n} for n in below[:2]]
+    # Each is another trace, which takes long where there are thousands of operations.
+    few = 1 if sum(1 for _ in program.ops()) > 1000 else 3
+    plans = [{axis: n for axis, m in capacities.items() if m > n} for n in below[:few]]
     return list(filter(None, plans))
 
 

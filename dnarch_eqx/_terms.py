@@ -40,6 +40,8 @@ def new(size: int, fixed: str | None = None) -> Term:
 
 def resolved(term: Term) -> Term:
     """What is known now, with concatenations of concatenations flattened."""
+    if all(type(part) is Atom and part.bound is None for part in term):
+        return term
     out: list[Atom | Cat] = []
     for part in term:
         if isinstance(part, Cat):
@@ -60,6 +62,8 @@ def _flat(cat: Cat) -> Iterator[Term]:
 
 
 def size(term: Term) -> int:
+    if len(term) == 1 and type(term[0]) is Atom:
+        return term[0].size
     return math.prod(map(_size, term))
 
 

@@ -70,6 +70,7 @@ def _call(cls: type) -> tuple[str, str] | None:
     return inspect.getsourcefile(cls) or "", f"{cls.__qualname__}.__call__"
 
 
+@functools.cache
 def is_users(file: str) -> bool:
     """Whether a file is neither ours nor a library's."""
     if file.startswith(_OURS) or file.startswith("<frozen"):

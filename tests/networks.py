@@ -364,8 +364,8 @@ _NETWORKS: dict[str, Callable[[Array], tuple[Any, tuple[Any, ...], set[str]]]] =
         ResNet(key),
         _x(3, 6, 6),
         {
+            # Not those of the last block, which projects where they differ from the stem's.
             "stem.channels",
-            "layers.2.conv2.channels",
             *(f"layers.{i}.conv1.channels" for i in range(3)),
         },
     ),

@@ -79,7 +79,16 @@ def test_what_can_be_learned_is_found_and_exact(x64, name):
     alike(eqx.filter_jit(lambda net, xs: outputs(example, net, xs))(frozen, inputs), wanted[0])
 
 
-@pytest.mark.parametrize("name", NAMES)
+FEW = ("u-net", "lstm", "mamba", "scanned blocks", "spectral norm", "squeeze", "attention")
+
+
+def mostly_slow(names):
+    """All names, those that are not among these as slow tests."""
+    slow = pytest.mark.slow
+    return [name if name in names else pytest.param(name, marks=slow) for name in NAMES]
+
+
+@pytest.mark.parametrize("name", mostly_slow(FEW))
 def test_a_trained_network_becomes_learnable_as_it_is(x64, name):
     """With the most important positions first, and masks divided out."""
     example = made(name)
@@ -109,13 +118,7 @@ def test_a_trained_network_becomes_learnable_as_it_is(x64, name):
     alike(*both(changed.model, masks))
 
 
-SOON = ("u-net", "attention", "batch norm, running", "scanned blocks")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [name if name in SOON else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
-)
+@pytest.mark.parametrize("name", mostly_slow(("attention", "batch norm, running")))
 def test_trained_across_a_bucket_and_frozen(name):
     example = made(name)
     state = example.inputs[0] if isinstance(example.inputs[0], eqx.nn.State) else None

@@ -23,6 +23,7 @@ ORDER = (
     "_plan",
     "_axes",
     "_shared",
+    "_nodes",
     "_stateful",
     "_blocks",
     "_layout",
