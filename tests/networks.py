@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from equinox.nn import Conv1d, Conv2d, Embedding, GroupNorm, LayerNorm, Linear, RMSNorm
 from jaxtyping import Array
 
@@ -427,11 +428,29 @@ NAMES = (*_NETWORKS, *_STATEFUL, *_CALLED)
 
 
 def example(name: str) -> Example:
-    key = jr.key(0)
+    """With noise for weights, which takes no time to compile."""
     if name in _CALLED:
-        return _CALLED[name](key)
+        return _filled(_CALLED[name])
     if name in _STATEFUL:
-        net, state, x, learned = _STATEFUL[name](key)
+        net, state, x, learned = _filled(_STATEFUL[name])
         return Example(net, (state, *x), batched, learned)
-    net, x, learned = _NETWORKS[name](key)
+    net, x, learned = _filled(_NETWORKS[name])
     return Example(net, x, call, learned)
+
+
+def _filled(make: Callable[[Array], Any]) -> Any:
+    rng = np.random.default_rng(0)
+
+    def fill(path: Any, x: Any) -> Any:
+        if not isinstance(x, jax.ShapeDtypeStruct):
+            return x
+        noise = rng.normal(size=x.shape) * (1.0 if len(x.shape) < 2 else x.shape[-1] ** -0.5)
+        if jnp.issubdtype(x.dtype, jnp.complexfloating):
+            noise = noise + 1j * rng.normal(size=x.shape)
+        if not jnp.issubdtype(x.dtype, jnp.inexact):
+            noise = np.arange(x.size).reshape(x.shape) % 4
+        # Variances are positive, and so are scales.
+        return jnp.asarray(np.abs(noise) if len(x.shape) < 2 else noise, x.dtype)
+
+    shapes = eqx.filter_eval_shape(make, jr.key(0))
+    return jax.tree_util.tree_map_with_path(fill, shapes)

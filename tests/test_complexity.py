@@ -160,7 +160,9 @@ def random_plan(rng, masks, depth, width):
     return plan
 
 
-@pytest.mark.parametrize("base", (nn.CCNN_4_140, nn.CCNN_6_380))
+@pytest.mark.parametrize(
+    "base", (nn.CCNN_4_140, pytest.param(nn.CCNN_6_380, marks=pytest.mark.slow))
+)
 def test_xla_counts_in_proportion(base):
     """At the paper's widths the pointwise linear maps are most of what runs."""
     depth, width = 2 * base.depth, 2 * base.width

@@ -39,7 +39,7 @@ def floats(tree):
 
 
 @pytest.mark.parametrize("mode", ["ema"])
-def test_without_masks_as_a_loop_of_plain_equinox(mode):
+def test_without_masks_as_a_loop_of_plain_equinox(mode, quick):
     net, state, axes, _ = normed(mode)
     learner = dn.Learner(loss, optax.sgd(0.1), axes)
     train = learner.init(net, {}, state)
@@ -60,7 +60,7 @@ def test_without_masks_as_a_loop_of_plain_equinox(mode):
 
 
 @pytest.mark.parametrize("mode", ["ema", "batch"])
-def test_what_a_small_plan_writes_goes_back_to_its_places(x64, mode):
+def test_what_a_small_plan_writes_goes_back_to_its_places(x64, mode, quick):
     net, state, axes, masks = normed(mode)
     plan = {axis: n + 1 for axis, n in dn.exact(masks).items()}
     learner = dn.Learner(loss, optax.sgd(0.1), axes)
@@ -83,7 +83,7 @@ def test_what_a_small_plan_writes_goes_back_to_its_places(x64, mode):
     assert jnp.all(jnp.isfinite(y))
 
 
-def test_a_rejected_step_leaves_the_state_alone():
+def test_a_rejected_step_leaves_the_state_alone(quick):
     net, state, axes, masks = normed()
     learner = dn.Learner(loss, optax.sgd(0.1), axes, strict=False)
     train = learner.init(net, masks, state)
@@ -94,7 +94,7 @@ def test_a_rejected_step_leaves_the_state_alone():
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_planner_trains_it_and_the_network_is_evaluated():
+def test_a_planner_trains_it_and_the_network_is_evaluated(quick):
     net, state, axes, masks = normed()
     learner = dn.Learner(loss, optax.adam(1e-2), axes)
     train, planner = learner.init(net, masks, state), dn.Planner(learner, masks)
@@ -109,7 +109,7 @@ def test_a_planner_trains_it_and_the_network_is_evaluated():
     assert y.shape == (4, 2)
 
 
-def test_what_is_not_finite_is_named():
+def test_what_is_not_finite_is_named(quick):
     net, state, axes, masks = normed()
 
     def broken(net, state, batch, key):
@@ -124,7 +124,7 @@ def test_what_is_not_finite_is_named():
 
 
 @pytest.mark.parametrize("has_aux", [False, True])
-def test_what_a_loss_has_to_return(has_aux):
+def test_what_a_loss_has_to_return(has_aux, quick):
     net, state, axes, masks = normed()
     silent = lambda net, state, batch, key: (loss(net, state, batch, key)[0], 0.0)
     learner = dn.Learner(silent, optax.sgd(0.1), axes, has_aux=has_aux, verify=False)
@@ -134,7 +134,7 @@ def test_what_a_loss_has_to_return(has_aux):
     assert wanted in str(error.value)
 
 
-def test_a_state_that_is_not_declared_is_named():
+def test_a_state_that_is_not_declared_is_named(quick):
     net, state, axes, masks = normed()
     axes = {path: spec for path, spec in axes.items() if ".init" not in path}
     with pytest.raises(ValueError, match=r"norm1\.batch_state_index\.init.*not declared on it"):
