@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from equinox.nn import Conv1d, GroupNorm, GRUCell, LayerNorm, Linear, RMSNorm
 from jaxtyping import Array
 
@@ -25,7 +26,8 @@ class Hazard(NamedTuple):
     call: Callable
 
 
-X = jnp.linspace(-1.0, 1.0, 3)
+# Of the precision that JAX has when it is used.
+X: Any = np.linspace(-1.0, 1.0, 3)
 _ROWS: Any = (Axes("h", None), Axes("h"), Axes(None, gated("h")))
 _GATED_ROWS: Any = (Axes(gated("h"), None), Axes(gated("h")), Axes(None, "h"))
 
