@@ -66,9 +66,10 @@ def _mixed(out: Any, x: Any, block: Any) -> Any:
     new = out[0] if pair else out
     shapes = lambda tree: jtu.tree_map(jax.numpy.shape, eqx.filter(tree, eqx.is_array))
     if shapes(new) != shapes(x):
+        ((axis, index),) = blocks_in(block.place_of_block)
         raise ValueError(
-            f"A block of {block.place_of_block[17:-1]} cannot be left out: its output is not "
-            f"of the shape of its first argument. Wanted {shapes(x)}, got {shapes(new)}."
+            f"Block {index} of {axis!r} cannot be left out: its output is not of the shape of "
+            f"its first argument. Wanted {shapes(x)}, got {shapes(new)}."
         )
     weight = value(block.weight_of_block)
     mix = lambda a, b: b + weight.astype(b.dtype) * (a - b) if eqx.is_inexact_array(a) else a
