@@ -9,7 +9,7 @@ demo: .venv
 
 # A file to a worker at a time, as tests of a file share what they compile.
 test: lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 slow: .venv
 	$(BIN)/python -m pytest -m slow

@@ -48,3 +48,18 @@ def quick(monkeypatch):
 
     compile, options = jax.stages.Lowered.compile, dict[str, Any](FAST)
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: compile(self, options))
+
+
+# Files of few tests that take long: one begun last would keep a worker busy alone.
+_FIRST = (
+    "test_recipes",
+    "test_processes",
+    "test_nothing_lost",
+    "test_complexity",
+    "test_store",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Puts them first; the order within files stays."""
+    items.sort(key=lambda item: item.path.stem not in _FIRST)

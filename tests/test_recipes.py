@@ -724,6 +724,7 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
         _train.train(augmented, settings, folder)
 
 
+@pytest.mark.slow
 def test_two_processes_do_the_same(tmp_path):
     """The same seed, each in a process of its own: the same files, byte by byte."""
     code = """
