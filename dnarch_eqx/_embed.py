@@ -74,7 +74,10 @@ def embed_state(
     plan: Mapping[str, int],
 ) -> eqx.nn.State:
     """The same for the state of a model."""
-    only = {path: spec for path, spec in axes.items() if ".init" in path}
+    inside = tuple(
+        f"{path}.init" for path, node in nodes(model) if isinstance(node, eqx.nn.StateIndex)
+    )
+    only = {path: spec for path, spec in axes.items() if path.startswith(inside)}
     copy = jtu.tree_map(lambda x: x, full)
     return apart(embed(together(model, small), together(model, copy), only, masks, plan))[1]
 

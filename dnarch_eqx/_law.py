@@ -1,6 +1,7 @@
 # The law: a network is the same function under every plan that covers. Whether what is declared
 # keeps it is decided here, over the program that calls the network.
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -93,7 +94,7 @@ def check_law(
     named = {axis: Atom(mask.capacity) for axis, mask in masks.items() if axis not in own}
     if not named and not depths:
         return entering
-    under = lambda plan: traced(model, axes, masks, call, inputs, plan)
+    under = functools.partial(traced, model, axes, masks, call, inputs)
     full = under({})
     _declare(full, resolved, named)
     names = _found(full, resolved, named)
@@ -109,9 +110,9 @@ def check_law(
 
     wrong = compared(distinct(capacities)) if named else []
     for plan in agreeing(full, capacities) if named and not wrong else ():
-        wrong += otherwise(full, traced(model, axes, masks, call, inputs, plan, outline), names)
+        wrong += differing(full, under, names, plan)
     for one in wrong:
-        axis = " or ".join(map(repr, one.near)) or "a learned axis"
+        axis = " or ".join(map(repr, one.near or sorted(named)[:4]))
         raise LawError(
             f"A number goes with the size of {axis}, but is computed in Python: {one}. Under a "
             "smaller plan the network would be another. Take the number from shapes of what is "
@@ -131,6 +132,22 @@ def inexact(program: Program, declared: Layout, names: Mapping[Atom, str]) -> li
     """Where a materialized network is not the same under every plan."""
     gates = {*_gates(program, declared, names), *_marks(program, names)}
     return [fault for fault in faults(program, gates) if fault.axis in names]
+
+
+def differing(
+    full: Program,
+    under: Callable[..., list[str]],
+    names: Mapping[Atom, str],
+    plan: Mapping[str, int],
+) -> list[Stale]:
+    """Where Python goes another way, or fails, under a plan of which sizes agree.
+
+    - `under`: `traced` but for its last two arguments.
+    """
+    try:
+        return otherwise(full, under(plan, outline), names)
+    except Exception as error:
+        return [failed(full, error, names)]
 
 
 def _gated_blocks(model: PyTree, resolved: Layout) -> Iterator[str]:

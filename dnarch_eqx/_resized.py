@@ -8,11 +8,11 @@ from jaxtyping import PyTree
 
 from ._flow import said
 from ._found import Found
-from ._law import inexact, traced
+from ._law import differing, inexact, traced
 from ._materialize import fits
 from ._numbers import Numbers, numbers
-from ._program import outline, Program
-from ._stale import agreeing, distinct, failed, named, otherwise, Stale, stale
+from ._program import Program
+from ._stale import agreeing, distinct, failed, named, Stale, stale
 from ._stateful import state_of, together
 from ._terms import Atom
 
@@ -83,11 +83,12 @@ def _differing(
 ) -> dict[str, str]:
     """An axis, if Python goes another way where its size agrees with others, and why."""
     for plan in agreeing(full, {name: found.axes[name].size for name in names}):
-        for wrong in otherwise(full, under(plan, outline), known):
+        for wrong in differing(full, under, known, plan):
             near = [name for name in wrong.near if name in plan]
-            for name in near:
+            # One of them, if that is enough.
+            for name in near or list(plan)[:8]:
                 rest = {axis: n for axis, n in plan.items() if axis != name}
-                if not otherwise(full, under(rest, outline), known):
+                if not differing(full, under, known, rest):
                     return {name: str(wrong)}
             return dict.fromkeys(near or plan, str(wrong))
     return {}

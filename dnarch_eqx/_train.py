@@ -1,4 +1,3 @@
-import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
@@ -189,15 +188,19 @@ def _check_arguments(loss: Any, optim: Any, on_nonfinite: str) -> None:
         signature = inspect.signature(loss)
     except ValueError:  # one that cannot be looked at
         return
-    try:
-        signature.bind(None, None, None)
-    except TypeError as error:
-        with contextlib.suppress(TypeError):
-            return signature.bind(None, None, None, None) and None
+    if not any(_takes(signature, count) for count in (3, 4)):
         raise ValueError(
             "`loss` must take three arguments, (net, batch, key), or with a state of the model "
-            f"four, (net, model_state, batch, key): {error}."
-        ) from None
+            f"four, (net, model_state, batch, key); it takes {signature}."
+        )
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def _check_state(state: Any, optim: optax.GradientTransformation) -> None:

@@ -4,18 +4,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ._axes import AxisMap
+from ._custom_types import Loss
 from ._freeze import freeze
 from ._gaussian import Gaussian
-from ._law import LawError
+from ._law import check_law, LawError
 from ._masks import AbstractMask, Masks
 from ._materialize import materialize
 from ._plan import exact
+from ._state import State
 from ._stateful import state_of, with_state
 
 
@@ -103,6 +106,22 @@ def verify(
             f"largest entry, more than {tolerance:.2g}."
         )
     return max(worst, found)
+
+
+def check_loss(loss: Loss, state: State, axes: AxisMap, *inputs: PyTree) -> None:
+    """Checks that a loss is the same under every plan: by its program, and by numbers for the
+    axes of which that does not tell, where numbers are there and on one process.
+
+    Raises [`dnarch_eqx.LawError`][].
+    """
+    model, masks = state.model, state.masks
+    untold = check_law(model, axes, masks, loss, *inputs)
+    leaves = jtu.tree_leaves((state, inputs))
+    shapes = any(isinstance(x, jax.ShapeDtypeStruct) for x in leaves)
+    if untold and not shapes and jax.process_count() == 1:
+        # In inference mode, as other plans may draw other bits.
+        call = lambda net, *xs: loss(eqx.nn.inference_mode(net), *xs)
+        verify(model, axes, masks, *inputs, call=call, plans=0, gradients=False)
 
 
 def _is_state(x: Any) -> bool:

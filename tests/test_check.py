@@ -223,3 +223,34 @@ def test_training_looks_once_before_the_first_step():
     unverified = dn.Learner(loss, optax.sgd(0.1), declared(net), verify=False)
     state, info = unverified.step(state, X, dn.Plan())
     assert info.covered
+
+
+class Asserts(eqx.Module):
+    """Fails where two sizes are equal."""
+
+    up: Linear
+    mix: Linear
+    down: Linear
+
+    def __call__(self, x):
+        h = jnp.tanh(self.up(x))
+        g = jnp.tanh(self.mix(h))
+        assert len(h) != len(g), "equal"
+        return self.down(g)
+
+
+def test_what_fails_where_sizes_agree_is_refused():
+    a, b, c = jr.split(jr.key(0), 3)
+    net = Asserts(Linear(3, 8, key=a), Linear(8, 6, key=b), Linear(6, 2, key=c))
+    axes = {
+        ".up.weight": Axes("a", None),
+        ".up.bias": Axes("a"),
+        ".mix.weight": Axes("b", gated("a")),
+        ".mix.bias": Axes("b"),
+        ".down.weight": Axes(None, gated("b")),
+    }
+    masks = {"a": dn.Sigmoid(8, size=3.0), "b": dn.Sigmoid(6, size=3.0)}
+    with pytest.raises(ValueError, match=rf"'a' or 'b'.*fails .equal.*{FILE}:\d+"):
+        dn.check(net, axes, masks, X)
+    found = dn.find_axes(net, X)
+    assert any("equal" in why for axis in found.axes.values() for why in axis.hazards)

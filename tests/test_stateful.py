@@ -139,3 +139,30 @@ def test_a_state_that_is_not_declared_is_named(quick):
     axes = {path: spec for path, spec in axes.items() if ".init" not in path}
     with pytest.raises(ValueError, match=r"norm1\.batch_state_index\.init.*not declared on it"):
         dn.check(net, axes, masks, state, images(), call=batched)
+
+
+class Initial(eqx.Module):
+    """A field whose name begins as that of a state's values."""
+
+    initial: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    last: eqx.nn.Linear
+
+    def __init__(self, key):
+        a, b = jr.split(key)
+        self.initial, self.last = eqx.nn.Linear(3, 8, key=a), eqx.nn.Linear(8, 2, key=b)
+        self.norm = eqx.nn.BatchNorm(8, "batch", mode="batch")
+
+    def __call__(self, x, state):
+        x, state = self.norm(self.initial(x), state)
+        return self.last(jnp.tanh(x)), state
+
+
+def test_a_field_may_be_called_as_a_states_values_are(quick):
+    net, state = eqx.nn.make_with_state(Initial)(jr.key(0))
+    x = jr.normal(jr.key(1), (4, 3))
+    axes, masks = dn.find_axes(net, state, x, call=batched).learn(start=0.5)
+    learner = dn.Learner(loss, optax.sgd(0.1), axes)
+    train = learner.init(net, masks, state)
+    train, info = learner.step(train, x, {axis: n + 1 for axis, n in dn.exact(masks).items()})
+    assert info.covered and info.finite

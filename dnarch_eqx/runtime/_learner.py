@@ -5,7 +5,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
@@ -15,17 +14,17 @@ from jaxtyping import PRNGKeyArray, PyTree
 from .._axes import AxisMap
 from .._budget import Budget
 from .._custom_types import Loss
-from .._law import check_law, LawError
+from .._law import LawError
 from .._masks import Masks
 from .._materialize import materialize
 from .._misc import at_least
 from .._plan import as_plan, check_covers, Plan
 from .._state import init, State, StepInfo
 from .._train import make_step, OnNonfinite
-from .._verify import verify
+from .._verify import check_loss
 from ._nonfinite import NotFiniteError, raised
 from ._processes import check_global
-from ._program import debugging, Program
+from ._program import debugging, placed, Program
 from ._signature import arguments, is_ready, Key, Signature, signature_of
 from ._store import Compilation, Store
 
@@ -244,7 +243,10 @@ class Learner:
         """The step under a plan, still to be compiled. Checks the loss, the first time."""
         if self._verify and not debugging():
             held = () if state.model_state is None else (state.model_state,)
-            self._check(state, (*held, *rest[:2]))
+            try:
+                check_loss(self._loss, state, self.axes, *held, *rest[:2])
+            except LawError as error:
+                raise LawError(f"{error} (`verify=False` leaves this out.)") from None
             self._verify = False
         shardings = [getattr(x, "sharding", None) for x in jtu.tree_leaves(state)]
 
@@ -252,26 +254,10 @@ class Learner:
             new, info = self._step(state, batch, key, budget, plan)
             leaves, treedef = jtu.tree_flatten(new)
             # What is spread over devices stays where it was.
-            leaves = [_placed(x, sharding) for x, sharding in zip(leaves, shardings)]
+            leaves = [placed(x, sharding) for x, sharding in zip(leaves, shardings)]
             return treedef.unflatten(leaves), info
 
         return Program(step, (state, *rest), name=f"the step of {plan}", donate=self._donate)
-
-    def _check(self, state: State, inputs: tuple[Any, ...]) -> None:
-        """That the loss is the same under every plan: by its program, and by numbers where that
-        does not tell and numbers are there.
-        """
-        model, axes, masks = state.model, self.axes, state.masks
-        try:
-            untold = check_law(model, axes, masks, self._loss, *inputs)
-            arrays = jtu.tree_leaves(eqx.filter((state, inputs), _is_array))
-            if untold and jax.process_count() == 1 and all(map(eqx.is_array, arrays)):
-                # In inference mode, as other plans may draw other bits.
-                call = lambda net, *xs: self._loss(eqx.nn.inference_mode(net), *xs)
-                few = {"plans": 0, "gradients": False}
-                verify(model, axes, masks, *inputs, call=call, **few)
-        except LawError as error:
-            raise LawError(f"{error} (`verify=False` leaves this out.)") from None
 
     def compiled(self, state: State, rest: tuple[Any, ...], plan: Plan, key: Key) -> Program:
         """The program of a step; compiles if it must."""
@@ -312,13 +298,3 @@ class Learner:
                 taken = sum(bool(i.covered and i.finite) for i in self._unseen)
                 step = int(state.step) - taken  # the state went on without it
                 raise NotFiniteError(raised(state, np.asarray(info.flags), step))
-
-
-def _is_array(x: Any) -> bool:
-    return eqx.is_array(x) or isinstance(x, jax.ShapeDtypeStruct)
-
-
-def _placed(x: Any, sharding: Any) -> Any:
-    if sharding is None or len(sharding.device_set) == 1:
-        return x
-    return lax.with_sharding_constraint(x, sharding)

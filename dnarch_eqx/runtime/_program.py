@@ -3,6 +3,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.lax as lax
 import jax.tree_util as jtu
 from jaxtyping import PyTree
 
@@ -96,3 +97,10 @@ def debugging() -> bool:
     """Whether JAX runs operation by operation, to find a fault."""
     config: Any = jax.config
     return config.jax_disable_jit or config.jax_debug_nans or config.jax_debug_infs
+
+
+def placed(x: Any, sharding: Any) -> Any:
+    """Spread over devices as it was before; on one there is nothing to say."""
+    if sharding is None or len(sharding.device_set) == 1:
+        return x
+    return lax.with_sharding_constraint(x, sharding)
