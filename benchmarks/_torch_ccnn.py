@@ -142,8 +142,10 @@ def forward(params, x, omega_0):
 def sigmoid_mask(offset, capacity, temperature=25.0):
     """The mask up to its cutoff, where it is 0.1."""
     cutoff = offset.item() + math.log(9) / temperature
-    size = math.floor((cutoff + 1) / 2 * (capacity - 1)) + 1
-    x = torch.linspace(-1, 1, capacity, device=offset.device)[: max(size, 1)]
+    size = min(math.ceil((cutoff + 1) / 2 * capacity - 1e-3), capacity)
+    k = np.arange(max(size, 1))
+    x = -1 + 2 * (k + 1e-3 * (k > 0)) / capacity
+    x = torch.tensor(x, dtype=offset.dtype, device=offset.device)
     return torch.sigmoid(temperature * (offset - x))
 
 

@@ -31,6 +31,12 @@ def faded(block: _Block, weight: Float[Array, ""], axis: str, index: int) -> _Bl
     return recast(cls, block, weight_of_block=weight, place_of_block=at)
 
 
+def placed(block: _Block, axis: str, index: int) -> _Block:
+    """A block that computes the same, of which a traced program tells where."""
+    at = f"dnarch_eqx.block<{axis}:{index}>"
+    return recast(_placed(type(block)), block, place_of_block=at)
+
+
 def is_faded(x: Any) -> bool:
     return getattr(x, "weight_of_block", None) is not None and isinstance(x, eqx.Module)
 
@@ -38,6 +44,22 @@ def is_faded(x: Any) -> bool:
 def blocks_in(stack: str) -> tuple[tuple[str, int], ...]:
     """The blocks that something is computed in: axis and index, by a stack of names."""
     return tuple((axis, int(index)) for axis, index in _SCOPE.findall(stack))
+
+
+@functools.cache
+def _placed(cls: type) -> type:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with jax.named_scope(self.place_of_block):
+            return cls.__call__(self, *args, **kwargs)
+
+    fields = {
+        "__annotations__": {"place_of_block": str},
+        "place_of_block": eqx.field(static=True, default=""),
+        "__call__": call,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+    }
+    return type(cls)(cls.__name__, (cls,), fields)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ def _scan(walk: Walk, op: Op, shapes: Shapes) -> list[list[Term]]:
 
 def _sliced(value: Value) -> Value:
     array = None if value.array is None else (value.array[0], value.array[1][1:])
-    return Value(list(value.dims[1:]), array)
+    return Value(list(value.dims[1:]), array, itemsize=value.itemsize)
 
 
 def _while(walk: Walk, op: Op, shapes: Shapes) -> list[list[Term]]:

@@ -1,5 +1,6 @@
 # Lists of blocks of which some can be left out: found by leaving one out.
 
+import dataclasses
 from collections.abc import Callable, Mapping
 
 import equinox as eqx
@@ -33,7 +34,7 @@ def with_depths(
         hazards = (against[path],) if against[path] else ()
         axes[name] = FoundAxis(name, n, place, place, hazards, in_order=True)
         dims[path], names[atom] = ((atom,),), name
-    return Found(axes, found.fixed, dims, names)
+    return dataclasses.replace(found, axes=axes, _dims=dims, _names=names)
 
 
 def _is_stack(node: object) -> bool:

@@ -86,16 +86,16 @@ def _into(
     full: Array, small: Array, dims: Dims, windows: Mapping[str, slice], path: str
 ) -> Array:
     """An array with another in its window."""
-    shape = tuple(len(_positions(dim, windows)) for dim in dims) or full.shape
+    shape = tuple(len(positions(dim, windows)) for dim in dims) or full.shape
     if small.shape != shape:
         raise ValueError(f"{path!r} of `small` has shape {small.shape}, under `plan` {shape}.")
     if small.shape == full.shape:
         return small.astype(full.dtype)
     whole = all(len(dim) == 1 and not dim[0].parts for dim in dims)
     if whole:
-        starts = [int(_positions(dim, windows)[0]) for dim in dims]
+        starts = [int(positions(dim, windows)[0]) for dim in dims]
         return lax.dynamic_update_slice(full, small.astype(full.dtype), starts)
-    at = np.ix_(*(_positions(dim, windows) for dim in dims))
+    at = np.ix_(*(positions(dim, windows) for dim in dims))
     return jnp.asarray(full).at[at].set(small.astype(full.dtype))
 
 
@@ -110,7 +110,7 @@ def permuted(
             dims = resolved.get(path, ())
             if not any(part.axis in orders for part in flat(*dims)):
                 return node
-            return node[np.ix_(*(_positions(dim, orders) for dim in dims))]
+            return node[np.ix_(*(positions(dim, orders) for dim in dims))]
         pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
         if not pairs or not pairs[0][0]:
             return node
@@ -119,7 +119,7 @@ def permuted(
     return walk(model, "")
 
 
-def _positions(
+def positions(
     dim: tuple[Factor, ...], kept: Mapping[str, slice | Int[np.ndarray, " _"]]
 ) -> Int[np.ndarray, " _"]:
     """Which positions of a dimension are kept, in which order."""
@@ -127,7 +127,7 @@ def _positions(
     for part in dim:
         if part.parts:
             ends = np.cumsum([0, *(_capacity(inner) for inner in part.parts)])
-            here = [_positions(p, kept) + start for p, start in zip(part.parts, ends)]
+            here = [positions(p, kept) + start for p, start in zip(part.parts, ends)]
             inside = np.concatenate(here)
         else:
             inside = np.arange(part.capacity)[kept.get(part.axis or "", slice(None))]

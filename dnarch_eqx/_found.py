@@ -1,5 +1,6 @@
 import dataclasses
 import fnmatch
+import functools
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import ArrayLike, Float, PyTree
 
 from ._axes import Axes, AxisMap, concatenated, Fused, fused, gated
+from ._costs import Costs
 from ._embed import permuted
 from ._masks import AbstractMask
 from ._misc import number
@@ -50,6 +52,17 @@ class Found:
     fixed: Mapping[str, tuple[str | None, ...]]
     _dims: Mapping[str, tuple[Term, ...]]
     _names: Mapping[Atom, str]
+    # From axis map and masks.
+    _costs: Callable[[AxisMap, Mapping[str, AbstractMask]], Costs] | None = None
+
+    @functools.cached_property
+    def costs(self) -> Costs:
+        """What the call costs, as functions of the sizes of the axes that can be learned: see
+        [`dnarch_eqx.costs`][].
+        """
+        if self._costs is None:
+            raise ValueError("Of what was found here no program is known.")
+        return self._costs(*self.learn())
 
     def learn(
         self,
@@ -66,7 +79,7 @@ class Found:
         - `start`: the size to start at, as a share of the capacity. At 1 masks start as open
             as they can be.
         - `mask`: `mask(capacity)` or `mask(capacity, size=size)`; by default a
-            [`dnarch_eqx.Sigmoid`][], `open` at the start of 1.
+            [`dnarch_eqx.Sigmoid`][].
 
         Raises `ValueError` for a name that is none, a pattern that matches nothing, and an axis
         by its name against which something stands.
@@ -76,7 +89,7 @@ class Found:
         names = self._chosen(patterns)
         chosen = {name: self.axes[name] for name in names}
         masks = {
-            name: (mask or _open)(axis.size)
+            name: (mask or Sigmoid)(axis.size)
             if start == 1
             else (mask or Sigmoid)(axis.size, size=start * axis.size)
             for name, axis in chosen.items()
@@ -245,10 +258,6 @@ class Found:
         if all(isinstance(part, int) for part in merged):
             return None
         return merged[0] if len(merged) == 1 else fused(*merged)
-
-
-def _open(capacity: int) -> Sigmoid:
-    return Sigmoid(capacity, open=True)
 
 
 _INDEX = re.compile(r"\[\d+\]")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ._masks import AbstractMask, bucket_in_range, HIGHEST, made, names, threshold_in_range
 from ._misc import as_float, number, positive, replace
@@ -22,7 +22,6 @@ class Gaussian(AbstractMask):
     mean: Float[Array, ""]
     made: Float[Array, " numbers"] = eqx.field(repr=False)
     capacity: int = eqx.field(static=True)
-    unit: float = eqx.field(static=True)
     threshold: float = eqx.field(static=True)
     learn: tuple[str, ...] = eqx.field(static=True)
 
@@ -60,23 +59,20 @@ class Gaussian(AbstractMask):
         if size is not None and sigma is not None:
             raise ValueError("Give one of `size` and `sigma`, not both.")
         if size is not None:
-            smallest = 2 / (capacity - 1) * capacity
+            smallest = 2
             size = number("size", size)
             if not smallest <= size <= capacity:
                 raise ValueError(
                     f"`size` must lie between {smallest:.4g}, the smallest admissible, and "
                     f"the capacity {capacity}; got {size}."
                 )
-            sigma = max(size / capacity / cutoff_sigmas, lowest)
+            sigma = max(size / (capacity - 1) / cutoff_sigmas, lowest)
         sigma = number("sigma", 0.5 if sigma is None else sigma)
         if not lowest <= sigma <= highest:
             raise ValueError(
                 f"`sigma` must lie between {lowest:.4g} (three positions of {capacity} are "
                 f"active) and {highest:.4g} (the last has value {HIGHEST}); got {sigma}."
             )
-        # Eq. 10, with N the part of the axis that the mask covers when it starts: a mask
-        # that starts beyond the ends has size N there, and shrinks from the first step.
-        self.unit = capacity / max(cutoff_sigmas * sigma, 1.0)
         self.sigma = as_float(sigma)
         self.mean = as_float(0.0)
         self.made = made(self)
@@ -117,7 +113,15 @@ class Gaussian(AbstractMask):
 
     def unclipped_size(self) -> Float[Array, ""]:
         (mean,) = self.learned("mean")
-        return (self.cutoff() - mean) * self.unit
+        # Not Eq. 10's unit, which depends on where the mask started: the extent, which is
+        # the active count but for less than one.
+        return (self.cutoff() - mean) * (self.capacity - 1)
+
+    def resized(self, size: Float[ArrayLike, ""]) -> AbstractMask:
+        if "sigma" not in self.learn:
+            return super().resized(size)
+        sigma = self.sigma * (size / self.unclipped_size())
+        return replace(self, sigma=sigma).project()
 
     def position(self) -> Float[Array, ""]:
         (mean,) = self.learned("mean")

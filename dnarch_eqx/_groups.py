@@ -1,9 +1,11 @@
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
 
 import equinox as eqx
 from jaxtyping import PyTree
 
+from ._costs import costs
 from ._counterpart import registered
 from ._depths import with_depths
 from ._flow import Fault, faults, Gate, said
@@ -40,7 +42,9 @@ def find_axes(
     """
     call = call or (lambda model, *inputs: model(*inputs))
     found = _from(model, trace(call, model, inputs, rule, follow))
-    return with_depths(at_other_sizes(found, model, inputs, call), model, inputs, call)
+    found = with_depths(at_other_sizes(found, model, inputs, call), model, inputs, call)
+    of = lambda axes, masks: costs(model, axes, masks, *inputs, call=call)
+    return dataclasses.replace(found, _costs=of)
 
 
 def _from(model: PyTree, program: Program) -> Found:

@@ -96,7 +96,7 @@ def check_law(
         return entering
     under = functools.partial(traced, model, axes, masks, call, inputs)
     full = under({})
-    _declare(full, resolved, named)
+    declared(full, resolved, named)
     names = _found(full, resolved, named)
     for fault in inexact(full, resolved, names):
         _refuse(names[fault.axis], f"`{fault.op}` goes over it {fault.where}", fault.reads)
@@ -195,7 +195,7 @@ def _refuse(axis: str, why: str, reads: bool) -> None:
     raise LawError(f"Axis {axis!r}: {why}{inside}. {advice}")
 
 
-def _declare(program: Program, resolved: Layout, named: Mapping[str, Atom]) -> None:
+def declared(program: Program, resolved: Layout, named: Mapping[str, Atom]) -> None:
     def term(parts: tuple[Factor, ...]) -> Term:
         pieces: list[Atom | Cat] = []
         for part in parts:

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ._misc import as_float, number, replace, straight_through
 
@@ -67,6 +68,20 @@ class AbstractMask(eqx.Module):
     @abc.abstractmethod
     def project(self) -> "AbstractMask":
         """The same mask with its parameters in the admissible range (Appx. E.1)."""
+
+    def resized(self, size: Float[ArrayLike, ""]) -> "AbstractMask":
+        """The mask with this (not clipped) size, or as near to it as is admissible. Only what
+        is learned changes: by one step along its derivative, exact where that is constant.
+        """
+
+        def total(learned: dict[str, Any]) -> Float[Array, ""]:
+            return replace(self, **learned).unclipped_size()
+
+        now = {name: getattr(self, name) for name in self.learn}
+        value, slope = jax.value_and_grad(total)(now)
+        norm = sum(jnp.sum(x**2) for x in jtu.tree_leaves(slope))
+        step = (size - value) / jnp.where(norm > 0, norm, 1.0)
+        return replace(self, **jtu.tree_map(lambda x, s: x + step * s, now, slope)).project()
 
     def smallest_size(self) -> Float[Array, ""]:
         """The smallest admissible size that what is learned can reach. By default 0, which
@@ -153,7 +168,6 @@ def _made(mask: Any) -> dict[str, float]:
     learned = sum(2**i for i, name in enumerate(arrays(mask)) if name in mask.learn)
     return {
         "capacity": mask.capacity,
-        "unit": mask.unit,
         "threshold": mask.threshold,
         "learn": learned,
     }

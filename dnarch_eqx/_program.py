@@ -27,12 +27,14 @@ class Value:
         the ones of that array that it consists of.
     - `marks`: whether it is one of booleans.
     - `constant`: if it is known to be one number everywhere: which.
+    - `itemsize`: the bytes of one element.
     """
 
     dims: list[Term]
     array: tuple[str, tuple[tuple[int, ...], ...]] | None = None
     constant: Any = None
     marks: bool = False
+    itemsize: int = 4
 
 
 @dataclasses.dataclass(eq=False)
@@ -105,6 +107,7 @@ def trace(
         else:
             why = "an input" if label is None else "an array of integers of the module"
             value = Value([new(n, why) for n in x.shape])
+        value.itemsize = _itemsize(x)
         ins.append(value)
     walk = Walk(rules, follow, [])
     outs = walk.run(closed.jaxpr, _constants(closed.consts), ins, Where("", ""), ())
@@ -214,10 +217,14 @@ class Walk:
         dims = None if rule is None else rule(self, op, shapes)
         if dims is None:
             dims = unknown(op, shapes)
-        op.outs = [Value(d) for d in dims]
+        op.outs = [Value(d, itemsize=_itemsize(v.aval)) for d, v in zip(dims, eqn.outvars)]
         self.follow(op)
         self.ops.append(op)
         return op.outs
+
+
+def _itemsize(x: Any) -> int:
+    return int(getattr(x.dtype, "itemsize", 4)) if hasattr(x, "dtype") else 4
 
 
 def _is_traced(x: Any) -> bool:

@@ -5,7 +5,7 @@ import equinox as eqx
 import jax.nn as jnn
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ._masks import (
     AbstractMask,
@@ -21,21 +21,24 @@ from ._misc import as_float, number, positive, replace
 
 # Below the first the admissible range is (nearly) empty, beyond the second float32 overflows.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1.0, 1e30
+# In positions.
+_BEYOND = 1e-3
 
 
 class Sigmoid(AbstractMask):
     r"""Keeps a prefix of an axis: widths, depths, resolutions (Eq. 4).
 
     $m(x) = \sigma(\tau (\mu - x))$ where that is at least the threshold, else 0, over
-    positions that lie evenly on [-1, 1]. The offset $\mu$ is learned, the temperature
-    $\tau$ is not; `learn` says otherwise.
+    an axis of length 2 that begins at -1, on which position k lies at size k (the paper's
+    last one lies at 1): it is active as soon as some of it is counted, and the active count is
+    the size rounded up. The offset $\mu$ is learned, the temperature $\tau$ is not; `learn`
+    says otherwise.
     """
 
     offset: Float[Array, ""]
     temperature: Float[Array, ""]
     made: Float[Array, " numbers"] = eqx.field(repr=False)
     capacity: int = eqx.field(static=True)
-    unit: float = eqx.field(static=True)
     threshold: float = eqx.field(static=True)
     learn: tuple[str, ...] = eqx.field(static=True)
 
@@ -44,7 +47,6 @@ class Sigmoid(AbstractMask):
         capacity: int,
         *,
         size: float | None = None,
-        open: bool = False,
         temperature: float = 25.0,
         threshold: float = 0.1,
         learn: Sequence[str] = ("offset",),
@@ -52,12 +54,8 @@ class Sigmoid(AbstractMask):
         """**Arguments:**
 
         - `capacity`: how many positions the axis has.
-        - `size`: the size to start at. By default the largest admissible offset, whose
-            size is the capacity: the last position has value 0.85. That is how the paper
-            starts its resolutions.
-        - `open`: start there too, but with a size that agrees with the active count all the
-            way down, where the default is worth the capacity at the start and less than
-            the count later.
+        - `size`: the size to start at. By default the largest admissible offset, with value
+            0.85 at the end of the axis. That is how the paper starts its resolutions.
         - `temperature`: how steep the mask is, on an axis of length 2. The smallest
             admissible size is `2.57 / temperature` of the capacity.
         - `threshold`: values below it are zero; in (0, 0.85).
@@ -75,16 +73,10 @@ class Sigmoid(AbstractMask):
                 f"admissible) and {_MAX_TEMPERATURE}, got {temperature}."
             )
         capacity, tail = self.capacity, _logit(1 - self.threshold) / temperature
-        # Eq. 11: what one unit of the coordinate is worth. Half the capacity on an axis
-        # of length 2, unless the mask starts at its largest offset and is worth N there.
-        if size is not None and open:
-            raise ValueError(f"A mask starts `open` or at a `size`, not both; got {size}.")
         if size is None:
             offset = 1 + _logit(HIGHEST) / temperature
-            self.unit = capacity / 2 if open else capacity / (offset + tail + 1)
         else:
-            self.unit = capacity / 2
-            smallest = self.unit * (_logit(LOWEST) / temperature + tail)
+            smallest = capacity / 2 * (_logit(LOWEST) / temperature + tail)
             size = number("size", size)
             if not smallest <= size <= capacity:
                 raise ValueError(
@@ -92,13 +84,16 @@ class Sigmoid(AbstractMask):
                     f"temperature {temperature}, and the capacity {capacity}; got {size}. A "
                     "higher temperature admits smaller sizes."
                 )
-            offset = size / self.unit - 1 - tail
+            offset = 2 * size / capacity - 1 - tail
         self.offset = as_float(offset)
         self.temperature = as_float(temperature)
         self.made = made(self)
 
     def coordinates(self) -> np.ndarray:
-        return np.linspace(-1, 1, self.capacity)
+        # A little beyond: at a whole size rounding is not to decide. But the first, which no
+        # admissible mask is to lose.
+        k = np.arange(self.capacity)
+        return -1 + 2 * (k + _BEYOND * (k > 0)) / self.capacity
 
     def window(self, bucket: int) -> slice:
         return slice(0, bucket_in_range(bucket, self.capacity))
@@ -117,10 +112,17 @@ class Sigmoid(AbstractMask):
         return offset + _logit(1 - self.threshold) / temperature
 
     def unclipped_size(self) -> Float[Array, ""]:
-        return (self.cutoff() + 1) * self.unit
+        # Not Eq. 11's unit, which depends on where the mask started: the same for all.
+        return (self.cutoff() + 1) * (self.capacity / 2)
 
     def position(self) -> Float[Array, ""]:
-        return 1 + 0.5 * (self.cutoff() + 1) * (self.capacity - 1)
+        return self.unclipped_size() + (1 - _BEYOND)
+
+    def resized(self, size: Float[ArrayLike, ""]) -> AbstractMask:
+        if "offset" not in self.learn:
+            return super().resized(size)
+        offset = self.offset + (size - self.unclipped_size()) * (2 / self.capacity)
+        return replace(self, offset=offset).project()
 
     def smallest_size(self) -> Float[Array, ""]:
         ends = {"offset": -jnp.inf, "temperature": _MAX_TEMPERATURE}

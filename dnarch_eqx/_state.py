@@ -18,20 +18,24 @@ class State(eqx.Module):
     """All that training changes. Everything keeps its full shape whatever the plan.
 
     - `model_state`: what layers like [`equinox.nn.BatchNorm`][] keep outside of the model.
+    - `settled`: whether masks stay as they are from now on.
     """
 
     model: PyTree
     masks: dict[str, AbstractMask]
     opt_state: PyTree
     step: Int[Array, ""]
-    model_state: eqx.nn.State | None = None
+    model_state: eqx.nn.State | None
+    settled: Bool[Array, ""]
 
 
 class StepInfo(eqx.Module):
     """What a step reports, beside the new state.
 
     - `loss`: the task's loss, without the budget.
-    - `complexity`: that over its target, before the update; 1 without a budget.
+    - `complexity`: that over its target, before the update, of the continuous sizes; 1 without
+        a budget, with several one each.
+    - `deployed`: the same of whole positions, as the network would be deployed.
     - `metrics`: what the loss returned beside its value, if it did.
     - `flags`: whether the plan covered the masks, and whether each of
         [`dnarch_eqx.checked`][] is finite.
@@ -43,7 +47,8 @@ class StepInfo(eqx.Module):
     """
 
     loss: Float[Array, ""]
-    complexity: Float[Array, ""]
+    complexity: Float[Array, "*budgets"]
+    deployed: Float[Array, "*budgets"]
     metrics: PyTree
     flags: Bool[Array, " flags"]
     signals: Float[Array, "2 signals"]
@@ -108,7 +113,8 @@ def init(
             raise ValueError(f"`model{jtu.keystr(path)}` is not finite.")
     masks = as_single(masks)
     opt_state = optim.init(eqx.filter((model, masks), eqx.is_inexact_array))
-    return State(model, dict(masks), opt_state, jnp.zeros((), jnp.int32), model_state)
+    step, settled = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+    return State(model, dict(masks), opt_state, step, model_state, settled)
 
 
 def checked(state: State) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
@@ -12,12 +12,13 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ._axes import AxisMap
-from ._budget import Budget
+from ._budget import Budget, Budgets, listed
 from ._custom_types import Loss
 from ._embed import embed_state
+from ._hold import along, held as nearer
 from ._masks import Masks, with_learned
 from ._materialize import materialize
-from ._misc import computed_once
+from ._misc import as_float, computed_once
 from ._sizes import project
 from ._state import State, StepInfo
 
@@ -29,7 +30,7 @@ OnNonfinite: TypeAlias = Literal["raise", "skip", "ignore"]
 
 # From (state, batch, key, budget) under a plan to (state, info).
 Step: TypeAlias = Callable[
-    [State, PyTree, PRNGKeyArray | None, Budget | None, Mapping[str, int]],
+    [State, PyTree, PRNGKeyArray | None, Budgets, Mapping[str, int]],
     tuple[State, StepInfo],
 ]
 
@@ -61,8 +62,8 @@ def make_step(
     **Returns:**
 
     `step(state, batch, key, budget, plan)`, which returns the new [`dnarch_eqx.State`][] and a
-    [`dnarch_eqx.StepInfo`][]. Only `plan` is static: the budget's target and weight can change
-    without another compilation.
+    [`dnarch_eqx.StepInfo`][]. `budget` is one, several or none. Only `plan` is static: the
+    budget's target and weight can change without another compilation.
 
     !!! Example
 
@@ -78,6 +79,7 @@ def make_step(
         _check_state(state, optim)
 
         held = state.model_state
+        budgets = [one.at(state.step) for one in listed(budget)]
 
         def objective(params: tuple[PyTree, Masks]) -> tuple[Float[Array, ""], Any]:
             model, masks = params
@@ -88,23 +90,24 @@ def make_step(
             else:
                 value, (after, metrics) = _stateful(loss(*net, batch, key), has_aux)
                 after = embed_state(after, held, model, axes, masks, plan)
-            if budget is None:
-                return value, (value, jnp.ones_like(value), metrics, after)
-            total = value + budget(masks).astype(value.dtype)
-            return total, (value, budget.complexity(masks), metrics, after)
+            penalties = [b(masks) for b in budgets if b.hold == "penalty"]
+            total = sum((x.astype(value.dtype) for x in penalties), start=value)
+            return total, (value, metrics, after)
 
         params = (state.model, state.masks)
-        (_, (value, complexity, metrics, after)), grads = eqx.filter_value_and_grad(
+        (_, (value, metrics, after)), grads = eqx.filter_value_and_grad(
             objective, has_aux=True
         )(params)
+        complexity, deployed = _complexities(budget, budgets, state.masks)
         # JAX's gradient of a complex number is the conjugate of the direction of ascent.
         grads = jtu.tree_map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
+        grads: Any = (grads[0], along(grads[1], state.masks, budgets))
         arrays = eqx.filter(params, eqx.is_inexact_array)
         updates, opt_state = optim.update(grads, state.opt_state, arrays, value=value)
         model, masks = eqx.apply_updates(params, updates)
 
         counts, covered = _counted(state.masks, plan)
-        fine = [jnp.isfinite(value), jnp.isfinite(complexity)]
+        fine = [jnp.isfinite(value), jnp.all(jnp.isfinite(complexity))]
         if after is not None:
             arrays = jtu.tree_leaves(eqx.filter(after, eqx.is_inexact_array))
             fine.append(jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in arrays])))
@@ -112,6 +115,7 @@ def make_step(
         sound = _sound(grads[1], masks)
         flags = jnp.concatenate([jnp.stack([covered, *fine]), sound])
         masks = project({axis: with_learned(state.masks[axis], masks[axis]) for axis in masks})
+        masks = nearer(masks, budgets)
         if on_nonfinite == "ignore":
             masks = {
                 axis: _where(fine, masks[axis], state.masks[axis])
@@ -121,13 +125,27 @@ def make_step(
         finite = jnp.all(flags[1:])
         accepted = covered if on_nonfinite == "ignore" else covered & finite
         accepted = computed_once(accepted.astype(jnp.float32)) > 0.5
-        new = State(model, masks, opt_state, state.step + 1, after)
+        masks = _where(state.settled, state.masks, masks)
+        new = State(model, masks, opt_state, state.step + 1, after, state.settled)
         new = _where(accepted, new, state)
         first = jnp.stack([covered, finite]).astype(jnp.float32)[:, None]
         signals = jnp.concatenate([first, counts], axis=1)
-        return new, StepInfo(value, complexity, metrics, flags, signals)
+        return new, StepInfo(value, complexity, deployed, metrics, flags, signals)
 
     return step
+
+
+def _complexities(
+    given: Budgets, budgets: Sequence[Budget], masks: Masks
+) -> tuple[Float[Array, "*budgets"], Float[Array, "*budgets"]]:
+    """Counted, and of whole positions; 1 without a budget, of several a vector."""
+    if not budgets:
+        return as_float(1.0), as_float(1.0)
+    both = [(budget.complexity(masks), budget.deployed(masks)) for budget in budgets]
+    counted, deployed = zip(*both)
+    if isinstance(given, Budget):
+        return counted[0], deployed[0]
+    return jnp.stack(counted), jnp.stack(deployed)
 
 
 def _finite(grads: PyTree, new: PyTree) -> list[Bool[Array, ""]]:

@@ -25,7 +25,7 @@ def make(
     """The planner of the whole run, from its start or from where it was."""
     buckets, known = _buckets(settings, masks), {}
     if settings.policy == "reproducible":
-        assert learner.budget is not None
+        assert isinstance(learner.budget, dn.Budget)
         grid = dn.runtime.Grid(masks, buckets)
         timing = dn.runtime.Timing(
             dn.runtime.host_cost(learner.budget.cost, grid),

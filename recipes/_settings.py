@@ -26,8 +26,12 @@ class Overrides:
     """The prior on the kernels' frequencies."""
     sigma: float | None = None
     """What the kernels' masks start at: 0.0325 to 0.5 in the paper."""
+    hold: Literal["exact", "penalty"] | None = None
+    """How the complexity is held where widths and depth are learned: exactly, the default on a
+    laptop, or by the paper's penalty."""
     budget_weight: float | None = None
-    """λ: what a complexity off its target costs. 0 unless widths and depth are learned."""
+    """λ: what a complexity off its target costs, of a penalty. 0 unless widths and depth are
+    learned."""
     stream: bool | None = None
     """Whether the residual stream's width is learned with the others, which the paper does not
     say. By default on a laptop: without, it has twice the base's."""
@@ -78,6 +82,7 @@ class Settings:
     - `steps`, `warmup`, `batch_size`, `learning_rate`, `mask_rate`, `weight_decay`: of the
         training.
     - `dropout`, `omega_0`, `sigma`, `budget_weight`, `temperatures`: of network and budget.
+    - `hold`: how the complexity is held. `settle`: after how many steps exact sizes settle.
     - `headroom`: what the first plan has room for.
     - `compile_steps`: what a compilation is supposed to cost, in steps of the base network.
     - `segment`: after how many steps there is a checkpoint and an evaluation.
@@ -103,6 +108,8 @@ class Settings:
     dropout: float
     omega_0: float
     sigma: float
+    hold: str
+    settle: int
     budget_weight: float
     temperatures: tuple[float, float, float]
     headroom: float
@@ -172,6 +179,9 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
     pull = row.budget_weight if laptop is None else max(row.budget_weight, 1.0)
     if options.variant != "krwd":
         pull = 0.0  # of kernels and resolutions the task alone decides (Section 4)
+    usual_hold = "exact" if laptop is not None and over.budget_weight is None else "penalty"
+    hold = usual_hold if over.hold is None else over.hold
+    hold = "penalty" if options.variant != "krwd" else hold
     # Never the whole run: so many epochs of warm-up belong to the paper's number of epochs.
     warmup = steps // 10 if asked else row.warmup * epoch
     return Settings(
@@ -194,6 +204,8 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         dropout=_given(over.dropout, dropout),
         omega_0=_given(over.omega_0, row.omega_0 * side / row.side),
         sigma=_given(over.sigma, 0.5 if laptop is None else laptop.sigma),
+        hold=hold,
+        settle=3 * steps // 4,
         budget_weight=_given(over.budget_weight, pull),
         temperatures=(row.resolution_temperature, row.width_temperature, row.depth_temperature),
         headroom=0.05,

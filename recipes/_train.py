@@ -195,7 +195,10 @@ def _optim(settings: Settings) -> optax.GradientTransformation:
 
 
 def _learner(task: Task, settings: Settings, built: Built) -> dn.Learner:
-    budget = dn.Budget(built.cost, built.target, settings.budget_weight)
+    if settings.hold == "exact":
+        budget = dn.Budget(built.cost, built.target, steps=max(settings.steps // 4, 1))
+    else:
+        budget = dn.Budget(built.cost, built.target, settings.budget_weight)
     return dn.Learner(task.loss, _optim(settings), built.axes, budget)
 
 
@@ -219,6 +222,8 @@ def _segment(
     for step in range(now.step + 1, end + 1):
         known = len(planner.learner.compilations)
         key = jr.fold_in(jr.key(settings.seed), step - 1)
+        if settings.hold == "exact" and step == settings.settle + 1:
+            state = planner.settle(state)
         state, info = planner.step(state, next(batch), key=key)
         infos.append(info)
         if step == end or step % settings.log == 0:
@@ -234,10 +239,12 @@ def _segment(
 
 
 def _means(infos: list[dn.runtime.AcceptedInfo]) -> dict[str, float]:
-    """The mean loss of some steps, and the last complexity."""
+    """The mean loss of some steps, and the last complexity, counted and as deployed."""
     losses = jax.device_get([info.loss for info in infos])
     loss = float(np.mean(losses, dtype=np.float64))
-    return {"loss": loss, "complexity": float(infos[-1].complexity)}
+    last = infos[-1]
+    complexity = {"complexity": float(last.complexity), "deployed": float(last.deployed)}
+    return {"loss": loss, **complexity}
 
 
 def _described(step: int, compilation: dn.runtime.Compilation) -> dict[str, Any]:

@@ -30,7 +30,6 @@ class Config:
     steps: int = 300
     batch_size: int = 64
     learning_rate: float = 1e-2
-    budget_weight: float = 1.0
     seed: int = 0
 
 
@@ -141,7 +140,7 @@ def main(config: Config) -> None:
     learned = masks(config)
     where = axes(model)
     cost = dn.parameter_cost(model, where)
-    budget = dn.Budget(cost, target=dn.sizes(learned), weight=config.budget_weight)
+    budget = dn.Budget(cost, target=dn.sizes(learned))
     optim = dn.adamw(config.learning_rate, steps=config.steps, warmup=config.steps // 10)
     learner = dn.Learner(loss, optim, where, budget)
     state = learner.init(model, learned)
@@ -153,13 +152,13 @@ def main(config: Config) -> None:
     print(dn.describe(model, where, learned, dn.plan(learned, buckets, headroom=0.1)), "\n")
     digits = Digits.load(config.seed)
     for i, batch in zip(range(config.steps), digits.batches(config.batch_size, config.seed)):
+        if i == 3 * config.steps // 4:
+            state = planner.settle(state)  # at whole sizes that meet the budget
         state, info = planner.step(state, batch)
         if i % 50 == 0 or i == config.steps - 1:
             compiled = f"compilations {len(learner.compilations)}"
-            print(f"{i:4d}  loss {info.loss:.3f}  complexity {info.complexity:.3f}  {compiled}")
-    state = planner.finish(state)
-
-    small = dn.freeze(state.model, where, state.masks)
+            print(f"{i:4d}  loss {info.loss:.3f}  complexity {info.deployed:.3f}  {compiled}")
+    small = planner.deploy(state)
     x, y = jnp.asarray(digits.x_test[:, 0]), jnp.asarray(digits.y_test)
     accuracy = jnp.mean(jax.vmap(small)(x).argmax(-1) == y)
     print(f"\n{planner.report()}\n\nTest accuracy: {accuracy:.3f}\n")

@@ -70,14 +70,15 @@ def prune(net: eqx.nn.MLP, found: dn.Found, data: Iterator, config: Config, scor
     """The small network, and its sizes."""
     axes, masks = found.learn()
     net = dn.pretrained(found.ordered(net, scores), axes, masks)
-    budget = dn.Budget(dn.parameter_cost(net, axes, masks), config.share * size(net), 100.0)
+    budget = dn.Budget(found.costs.parameters, f"{config.share:%}", steps=config.steps // 2)
     optim = dn.adamw(config.learning_rate, steps=config.steps, mask_rate=config.mask_rate)
     learner = dn.Learner(loss, optim, axes, budget)
     state, planner = learner.init(net, masks), dn.Planner(learner, masks)
-    for batch in data:
+    for i, batch in enumerate(data):
+        if i == 3 * config.steps // 4:
+            state = planner.settle(state)
         state, _ = planner.step(state, batch)
-    state = planner.finish(state)
-    return dn.freeze(state.model, axes, state.masks), dn.exact(state.masks)
+    return planner.deploy(state), dn.exact(planner.finish().masks)
 
 
 def cut(net: eqx.nn.MLP, found: dn.Found, sizes: dn.Plan | dict[str, int]) -> eqx.nn.MLP:

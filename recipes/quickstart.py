@@ -48,8 +48,6 @@ class Config:
     mask_rate: float = 1.0
     """The learning rate of the masks over that of the weights."""
     weight_decay: float = 0.01
-    budget_weight: float = 1.0
-    """What a complexity off its target costs."""
     headroom: float = 0.25
     """How much room a plan leaves for growth. Compiling takes longer here than the steps."""
     seed: int = 0
@@ -96,7 +94,7 @@ class Run:
     """One trained network and how its training went.
 
     - `before`: the masks that it started from.
-    - `complexity`: over its target, a step each.
+    - `complexity`: over its target, as deployed, a step each.
     """
 
     name: str
@@ -151,9 +149,8 @@ def train(config: Config, digits: Digits, name: str, learn: str, shrink: bool = 
         weight_decay=config.weight_decay,
         mask_rate=config.mask_rate,
     )
-    budget = dn.Budget(
-        nn.complexity(model), nn.base_sizes(model, config.base), config.budget_weight
-    )
+    base = nn.base_sizes(model, config.base)
+    budget = dn.Budget(nn.complexity(model), base, steps=config.steps // 4)
     learner = dn.Learner(loss, optim, nn.axes(model), budget)
     state = learner.init(model, masks)
 
@@ -168,6 +165,8 @@ def train(config: Config, digits: Digits, name: str, learn: str, shrink: bool = 
         mininterval=1.0,
     )
     for i, batch in bar:
+        if i == 3 * config.steps // 4:
+            state = planner.settle(state)  # whole blocks and channels, for what is left
         state, info = planner.step(state, batch)  # returns before it is done
         infos.append(info)
         if i % 20 == 0:  # to look at a step is to wait for it
@@ -189,7 +188,7 @@ def train(config: Config, digits: Digits, name: str, learn: str, shrink: bool = 
         plan,
         float((predicted == digits.y_test).mean()),
         statistics.median(s for _, some in planner.state.measured.samples for s in some),
-        np.array([info.complexity for info in infos]),
+        np.array([info.deployed for info in infos]),
     )
 
 

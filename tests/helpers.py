@@ -82,8 +82,11 @@ def alike(got: Any, wanted: Any):
 
 def values(mask: dn.AbstractMask) -> jax.Array:
     """The mask at all positions, written down again from Eq. 3 and 4."""
-    x = jnp.linspace(-1.0, 1.0, mask.capacity)
+    n = mask.capacity
+    x = jnp.linspace(-1.0, 1.0, n)
     if isinstance(mask, dn.Sigmoid):
+        # Where their sizes begin, but for a thousandth of a position.
+        x = jnp.array([-1.0] + [-1 + 2 * (i + 1e-3) / n for i in range(1, n)])
         temperature = lax.stop_gradient(mask.temperature)
         smooth = 1 / (1 + jnp.exp(-temperature * (mask.offset - x)))
     else:

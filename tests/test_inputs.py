@@ -539,12 +539,12 @@ def test_ladders_may_be_lists_and_arrays():
 def test_numbers_may_be_of_numpy_and_jax():
     for of in (np.float32, np.float64, jnp.asarray, np.asarray):
         mask: Any = dn.Sigmoid(np.int64(16), size=of(8.0), temperature=of(25.0))  # pyright: ignore
-        assert hash(tuple(mask.__dict__[name] for name in ("capacity", "unit", "threshold")))
+        assert hash(tuple(mask.__dict__[name] for name in ("capacity", "threshold")))
         assert dn.exact({"h": mask}) == dn.exact(MASKS)
         dn.adamw(of(1e-3), steps=np.int64(9), weight_decay=of(0.1))  # pyright: ignore
         assert dn.Budget(COST, of(9.0), of(0.3)).target == 9
     kernel = dn.Gaussian(9, sigma=np.float32(0.5), threshold=np.float32(0.1))  # pyright: ignore
-    assert isinstance(kernel.unit, float) and dn.exact({"k": kernel})["k"] == 9
+    assert isinstance(kernel.threshold, float) and dn.exact({"k": kernel})["k"] == 9
 
 
 def test_masks_of_one_position():

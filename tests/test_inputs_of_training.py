@@ -54,7 +54,7 @@ def loss(net, batch, key):
 
 
 def masks_of(capacity=16, name="h"):
-    return {name: dn.Sigmoid(capacity, size=8)}
+    return {name: dn.Sigmoid(capacity, size=7.5)}
 
 
 def budget_of(target=8.0):
@@ -331,4 +331,4 @@ def test_what_donates_leaves_the_users_arrays_alone():
     learner = dn.Learner(loss, dn.adamw(1e-2, steps=9), AXES, donate=True)
     learner.step(learner.init(model, masks), BATCH, {"h": 16})
     assert float(jnp.sum(model.a.weight)) == float(jnp.sum(Net().a.weight))
-    assert float(dn.sizes(masks)["h"]) == 8.0
+    assert float(dn.sizes(masks)["h"]) == 7.5

@@ -277,7 +277,7 @@ def test_any_mlp_under_any_covering_plan(data):
         masks, plan = {}, {}
         for i, capacity in enumerate(capacities):
             temperature = draw(st.floats(8.0, 60.0))
-            size = draw(st.floats(0.35 * capacity, 0.85 * capacity))
+            size = draw(st.floats(0.35 * capacity, min(0.85 * capacity, capacity - 1)))
             masks[f"h{i}"] = dn.Sigmoid(capacity, size=size, temperature=temperature)
         for axis, n in tight(masks).items():
             plan[axis] = draw(st.integers(n, masks[axis].capacity - 1))
@@ -316,7 +316,7 @@ def test_any_cnn_under_any_covering_plan(data):
             padding = draw(st.sampled_from(["SAME", 0, extent // 2]))
             norm = draw(st.sampled_from(["layer", "group", "none"]))
             c, k = f"c{i}", f"k{i}"
-            size = draw(st.floats(0.4 * groups, 0.75 * groups))
+            size = draw(st.floats(0.4 * groups, min(0.75 * groups, groups - 1)))
             masks[c] = dn.Sigmoid(groups, size=size, temperature=20.0)
             sizes = (inputs, groups * per_group, extent)
             conv = shaped(lambda k: eqx.nn.Conv1d(*sizes, padding=padding, key=k))

@@ -248,7 +248,7 @@ def test_a_budget_that_is_assigned_acts_at_once(x64, getkey):
             np.testing.assert_allclose(info.complexity, complexity)
     assert len(learner.compilations) == 2
     # What is counted is another program.
-    learner.budget = dn.Budget(lambda sizes: jnp.asarray(sizes["h0"]), 7.0)
+    learner.budget = dn.Budget(lambda sizes: jnp.asarray(sizes["h0"]), 7.0, 0.1)
     _, info = learner.step(state, batch, PLAN)
     np.testing.assert_allclose(info.complexity, 2.0)
     learner.budget = None
@@ -303,7 +303,7 @@ def test_a_plan_of_an_axis_without_mask(net, getkey):
     "arguments, message",
     (
         ({"axes": [1]}, r"`axes` must be a dictionary from `dn.declare`, not \[1\]"),
-        ({"budget": 0.1}, "`budget` must be a `dn.Budget`, not 0.1"),
+        ({"budget": 0.1}, "`budget` must be a `dn.Budget`, or several, not 0.1"),
         ({"optim": 0.1}, "`optim` must be an Optax transformation"),
         ({"on_nonfinite": "stop"}, "must be 'raise', 'skip' or 'ignore'"),
         ({"loss": lambda net, batch: 0.0}, "`loss` must take three arguments"),
@@ -372,7 +372,7 @@ def test_networks_are_compiled_once_and_not_kept_for_ever(net, getkey):
     other, _ = learner.step(state, examples(getkey()), PLAN)
     with rt.forbid_compilation():
         small = learner.network(other, PLAN)
-    x = jnp.array([0.3, -0.4])
+    x = jnp.array([0.9, -0.4])
     close(small(x), layered_by_hand(other.model, other.masks, x))
     for size in (14, 15):
         learner.network(state, dn.Plan({"h0": size}))

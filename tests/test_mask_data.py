@@ -176,6 +176,15 @@ def test_masks_of_the_users_own_are_counted():
     assert float(own().smallest_size()) == 0, "nothing is known of it"
 
 
+@pytest.mark.parametrize("size", (1.0, 4.5, 7.0))
+def test_masks_of_the_users_own_are_resized(size):
+    """In the one direction in which all values change the size."""
+    mask = own()
+    other: Any = mask.resized(size)  # of values that count 1.5 times, 6 of them
+    assert np.allclose(other.values, size / 9, rtol=1e-6)
+    assert same(eqx.tree_at(lambda m: m.values, other, mask.values), mask)
+
+
 def test_an_optimizer_that_decays_everything():
     """What the training step does with the masks that an optimizer gives it."""
     masks = some_masks()
@@ -198,13 +207,16 @@ def test_an_optimizer_that_decays_everything():
 
 
 OTHERS = {
-    "another start": ("k", lambda: dn.Gaussian(31, sigma=1.2), "`unit` 31 in a mask of"),
-    "the default start": ("h", lambda: dn.Sigmoid(32), "`unit` 16 in a mask of 14.8"),
     "twice the capacity": ("h", lambda: dn.Sigmoid(64, size=12.0), "`capacity` 32 in .* of 64"),
     "a threshold": (
         "h",
         lambda: dn.Sigmoid(32, size=12.0, threshold=0.2),
         "`threshold` 0.1 in",
+    ),
+    "a kernel of another capacity": (
+        "k",
+        lambda: dn.Gaussian(33, size=9.0),
+        "`capacity` 31 in .* of 33",
     ),
     "more learned": (
         "h",
@@ -234,7 +246,11 @@ def test_masks_read_into_masks_made_alike(tmp_path):
     masks = some_masks()
     trained = masks | {"h": moved(masks["h"], "offset", 0.3)}
     eqx.tree_serialise_leaves(tmp_path / "masks.eqx", trained)
-    for like in (masks, masks | {"h": dn.Sigmoid(32, size=20.0, temperature=8.0)}):
+    for like in (
+        masks,
+        {"h": dn.Sigmoid(32), "k": dn.Gaussian(31, sigma=1.2)},
+        masks | {"h": dn.Sigmoid(32, size=20.0, temperature=8.0)},
+    ):
         read = eqx.tree_deserialise_leaves(tmp_path / "masks.eqx", like)
         assert same(read, trained), "start and temperature are in the file"
         assert counts(read) == counts(trained)

@@ -44,13 +44,18 @@ def printed(mask, x, parameters=None):
     return np.exp(-((x - mu) ** 2) / (2 * sigma**2))
 
 
-def positions(capacity):
-    """Evenly on [-1, 1], in float64."""
-    return np.array([-1 + 2 * i / max(capacity - 1, 1) for i in range(capacity)])
+def positions(mask):
+    """In float64: of a sigmoid where their sizes begin, but for a thousandth of a position; of
+    a Gaussian evenly on [-1, 1].
+    """
+    n = mask.capacity
+    if isinstance(mask, dn.Sigmoid):
+        return np.array([-1] + [-1 + 2 * (i + 1e-3) / n for i in range(1, n)])
+    return np.array([-1 + 2 * i / (n - 1) for i in range(n)])
 
 
 def values(mask):
-    smooth = printed(mask, positions(mask.capacity))
+    smooth = printed(mask, positions(mask))
     return np.where(smooth >= mask.threshold, smooth, 0)
 
 
@@ -60,6 +65,28 @@ def root(mask):
     f = lambda x: float(printed(mask, x)) - mask.threshold
     left = -10.0 if isinstance(mask, dn.Sigmoid) else middle
     return float(so.brentq(f, left, 10.0, xtol=1e-13))  # pyright: ignore
+
+
+def length(mask):
+    """The size, not clipped, by the root: an axis of length 2 is the capacity, and what lies
+    between the outermost positions is one less.
+    """
+    if isinstance(mask, dn.Sigmoid):
+        return (root(mask) + 1) * mask.capacity / 2
+    return (root(mask) - float(mask.mean)) * (mask.capacity - 1)
+
+
+def shares(mask, share):
+    """The mask at this share of its admissible range."""
+    low, high = (moved(mask, learned(mask), to).project() for to in (-9.0, 9.0))
+    low, high = getattr(low, learned(mask)), getattr(high, learned(mask))
+    return moved(mask, learned(mask), (1 - share) * low + share * high)
+
+
+@pytest.fixture(params=(False, True), ids=("float32", "x64"))
+def precision(request):
+    with jax.enable_x64(request.param):
+        yield 1e-12 if request.param else 2e-5
 
 
 def central(f, x, eps=1e-5):
@@ -72,6 +99,7 @@ def wild(mask):
 
 
 _wild = jax.jit(jax.value_and_grad(wild))
+_active = jax.jit(lambda mask: mask.active())
 
 
 #
@@ -141,19 +169,26 @@ def test_cutoff_with_a_mean(x64):
 
 
 @pytest.mark.parametrize("name", _INIT)
-def test_size_is_relative_to_the_start(name, x64):
-    # Eq. 10 and 11, with the cutoffs found numerically.
-    mask = _INIT[name]()
-    initial = float(mask.size())
-    base = -1.0 if isinstance(mask, dn.Sigmoid) else 0.0
-    length = lambda m: root(m) - base
-    for by in (0.5, 0.9, 0.97):
-        at = (root(mask) - base) * by + base  # where the cutoff is to be
-        shift = at - root(mask) if isinstance(mask, dn.Sigmoid) else None
-        old = float(getattr(mask, learned(mask)))
-        other = moved(mask, learned(mask), old * by if shift is None else old + shift)
-        wanted = initial * length(other) / length(mask)
-        assert np.allclose(other.size(), wanted, rtol=1e-9)
+def test_size(name, x64):
+    # With the cutoffs found numerically.
+    start = _INIT[name]()
+    for mask in (start, *(shares(start, share) for share in (0.0, 0.2, 0.6, 1.0))):
+        assert np.allclose(mask.unclipped_size(), length(mask), rtol=1e-9)
+        assert np.allclose(mask.size(), min(length(mask), mask.capacity), rtol=1e-9)
+
+
+@pytest.mark.parametrize("share", (0.0, 0.3, 0.7, 1.0))
+def test_size_does_not_depend_on_the_start(share):
+    """Masks with the same parameters are the same, however they were made."""
+    for one, *others in (
+        [dn.Sigmoid(64), dn.Sigmoid(64, size=20.0), dn.Sigmoid(64, size=64.0)],
+        [dn.Gaussian(33), dn.Gaussian(33, size=7.0), dn.Gaussian(33, sigma=1.7)],
+    ):
+        one, *others = (shares(mask, share) for mask in (one, *others))
+        assert all(eqx.tree_equal(one, other) for other in others)
+        size = min(float(one.unclipped_size()), one.capacity)
+        by_size = type(one)(one.capacity, size=size + 1e-4 * (share == 0))
+        assert np.isclose(float(by_size.size()), size, atol=2e-4)
 
 
 @few
@@ -166,7 +201,7 @@ def test_size_is_relative_to_the_start(name, x64):
 def test_construction_from_a_size(capacity, fraction, temperature, gaussian):
     capacity += gaussian and capacity % 2 == 0
     if gaussian:
-        smallest = 1.001 * 2 * capacity / (capacity - 1)
+        smallest = 1.001 * 2
         wanted = smallest + fraction * (capacity - smallest)
         mask = dn.Gaussian(capacity, size=wanted)
     else:
@@ -182,26 +217,40 @@ def test_construction_from_a_size(capacity, fraction, temperature, gaussian):
 @pytest.mark.parametrize("temperature", (8.0, 25.0, 100.0))
 def test_sigmoid_by_default_has_its_capacity(capacity, temperature):
     mask = dn.Sigmoid(capacity, temperature=temperature)
-    assert np.isclose(float(mask.size()), capacity, rtol=1e-6)
-    assert mask.active() == capacity
+    assert float(mask.size()) == int(mask.active()) == capacity
+    beyond = (math.log(0.85 / 0.15) + math.log(9)) / temperature
+    assert np.isclose(float(mask.unclipped_size()), capacity * (1 + beyond / 2), rtol=1e-6)
     assert np.isclose(float(mask.at(jnp.array([1.0]))[0]), 0.85, atol=1e-4)
     # It shrinks from the first step.
-    assert moved(mask, "offset", mask.offset - 0.01).size() < mask.size()
+    assert moved(mask, "offset", mask.offset - 0.01).unclipped_size() < mask.unclipped_size()
 
 
-def test_sigmoid_from_its_capacity():
-    mask = dn.Sigmoid(64, size=64.0)
-    assert mask.size() == 64
-    assert np.isclose(float(mask()[-1]), 0.1, atol=1e-4)
+@pytest.mark.parametrize("capacity", (1, 2, 8, 280, 16384))
+def test_sigmoid_of_a_whole_size(capacity):
+    """Not one position more or less by rounding."""
+    sizes = np.unique(np.linspace(min(capacity, 0.2 * capacity + 1), capacity, 40).astype(int))
+    for n in sizes:
+        mask = dn.Sigmoid(capacity, size=float(n))
+        assert _active(mask) == n and np.isclose(float(mask.size()), n, rtol=1e-6)
+        assert np.isclose(
+            float(mask.smooth(jnp.array([2 * n / capacity - 1]))[0]), 0.1, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("capacity", (3, 33))
 def test_gaussian_by_default_is_global(capacity):
     mask = dn.Gaussian(capacity)
     assert mask.sigma == 0.5
-    assert np.isclose(float(mask.size()), capacity, rtol=1e-6)
+    unclipped = 0.5 * math.sqrt(2 * math.log(10)) * (capacity - 1)  # 2.146 and 34.34
+    assert np.isclose(float(mask.size()), min(unclipped, capacity), rtol=1e-6)
     assert mask.active() == capacity
-    assert moved(mask, "sigma", 0.49).size() < mask.size()
+    assert moved(mask, "sigma", 0.49).unclipped_size() < mask.unclipped_size()
+
+
+@pytest.mark.parametrize("size", (2.5, 3.0, 11.0, 32.0, 33.0))
+def test_gaussian_from_a_size(size, x64):
+    mask = dn.Gaussian(33, size=size, threshold=0.3)
+    assert np.isclose(mask.sigma, size / 32 / math.sqrt(-2 * math.log(0.3)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", _INIT)
@@ -281,10 +330,59 @@ def test_closed_forms(temperature, lowest, highest, cutoff_lowest, cutoff_highes
 
 
 def test_depth_mask_weights_the_blocks():
-    # FACTS 0.6: what the blocks of the paper's base network start with.
+    # What the blocks of the paper's base network start with.
     mask = dn.Sigmoid(8, size=4.0, temperature=8.0)
-    assert np.allclose(mask(), [0.997, 0.971, 0.774, 0.258, 0, 0, 0, 0], atol=6e-4)
+    assert np.allclose(mask(), [0.997, 0.978, 0.858, 0.450, 0, 0, 0, 0], atol=6e-4)
     assert mask.active() == 4
+
+
+#
+# Other sizes.
+#
+
+
+_resized = jax.jit(lambda mask, size: mask.resized(size))
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_resized(name, precision):
+    mask = _INIT[name]()
+    low, high = (float(shares(mask, share).unclipped_size()) for share in (0.0, 1.0))
+    rtol = 1e-12 if precision < 1e-6 else 1e-4
+    for start in (mask, shares(mask, 0.1), shares(mask, 1.0)):
+        for wanted in np.linspace(low, high, 7)[1:-1]:
+            other = _resized(start, wanted)
+            assert np.isclose(length(other), wanted, rtol=max(rtol, 1e-10))
+            assert np.isclose(other.unclipped_size(), wanted, rtol=rtol)
+            assert eqx.tree_equal(other.project(), other)
+            # No parameter but the one has moved.
+            back = moved(other, learned(mask), getattr(start, learned(mask)))
+            assert eqx.tree_equal(back, start)
+        # Or as near as is admissible.
+        for wanted, end in ((0.9 * low, 0.0), (1.1 * high, 1.0)):
+            assert eqx.tree_equal(_resized(start, wanted), shares(mask, end), rtol=rtol)
+
+
+@pytest.mark.parametrize("by", (0.1, 0.7, 0.97, 1.02, 1.4))
+def test_resized_by_a_temperature(by, x64):
+    """Above the cutoff's own share of the size nothing is constant: a step, not more."""
+    mask = dn.Sigmoid(33, size=16.0, temperature=10.0, learn=("temperature",))
+    # The size is c + 16.5 log(9) / temperature; a step of Newton's by hand.
+    part = 16.5 * math.log(9) / 10
+    wanted = 16.0 + (by - 1) * part
+    other = mask.resized(wanted)
+    assert other.offset == mask.offset
+    assert np.isclose(other.temperature, 10 * (2 - by), rtol=1e-12)
+    assert np.isclose(length(other), 16.0 - part + part / (2 - by), rtol=1e-9)
+    assert abs(length(other) - wanted) < abs(16.0 - wanted)
+
+
+@pytest.mark.parametrize("learn", ((), ("mean",)))
+@pytest.mark.parametrize("cls", (dn.Sigmoid, dn.Gaussian))
+def test_resized_where_no_size_is_learned(cls, learn):
+    mask = cls(9, size=5.0, learn=learn if cls is dn.Gaussian else ())
+    for size in (1.0, 5.0, 8.0):
+        assert eqx.tree_equal(mask.resized(size), mask)
 
 
 #
@@ -294,12 +392,11 @@ def test_depth_mask_weights_the_blocks():
 
 def between(mask):
     """The fewest and the most positions that can be active but for rounding."""
-    x, cutoff = positions(mask.capacity), root(mask)
+    x, cutoff = positions(mask), root(mask)
     distance = x if isinstance(mask, dn.Sigmoid) else np.abs(x)
     return np.sum(distance < cutoff - 2e-6), np.sum(distance < cutoff + 2e-6)
 
 
-_active = jax.jit(lambda mask: mask.active())
 _values = jax.jit(lambda mask: mask())
 
 
@@ -334,12 +431,62 @@ def test_active_of_gaussian(capacity, fraction):
     check_active(mask)
 
 
+@few
+@hp.given(
+    capacity=st.integers(1, 300),
+    temperature=st.sampled_from([8.0, 25.0, 1e4]) | st.floats(8, 1e4),
+    threshold=st.sampled_from([0.1, 0.5]),
+    by_size=st.booleans(),
+    share=st.floats(0, 1),
+)
+def test_size_is_the_active_count_of_sigmoid(capacity, temperature, threshold, by_size, share):
+    """Rounded up."""
+    size = 0.4 * capacity if by_size else None
+    mask = dn.Sigmoid(capacity, size=size, temperature=temperature, threshold=threshold)
+    mask = shares(mask, share)
+    n, size = int(_active(mask)), float(mask.unclipped_size())
+    assert max(1, min(math.ceil(size - 1.2e-3), capacity)) <= n
+    assert n <= max(1, min(math.ceil(size - 0.8e-3), capacity))
+    assert -1.2e-3 <= n - mask.size() < 1
+
+
+@few
+@hp.given(
+    capacity=st.integers(1, 150).map(lambda half: 2 * half + 1),
+    threshold=st.sampled_from([0.01, 0.1]),
+    by_size=st.booleans(),
+    share=st.floats(0, 1).map(lambda share: share**3),
+)
+def test_size_is_the_active_count_of_gaussian(capacity, threshold, by_size, share):
+    """Within one."""
+    size = max(0.4 * capacity, 2.0) if by_size else None
+    mask = shares(dn.Gaussian(capacity, size=size, threshold=threshold), share)
+    n, size = int(_active(mask)), float(mask.unclipped_size())
+    counts = [1 + 2 * math.floor((size + by) / 2) for by in (-1e-4, 1e-4)]
+    assert n in [min(count, capacity) for count in counts]
+    assert abs(n - mask.size()) <= 1 + 1e-4
+
+
+@pytest.mark.parametrize("name", _INIT)
+def test_position_goes_on_between_counts(name, x64):
+    """Its floor is the active count, up to the capacity."""
+    for share in np.linspace(0.003, 0.997, 60):
+        mask = shares(_INIT[name](), share)
+        position, step = float(mask.position()), 1 if isinstance(mask, dn.Sigmoid) else 2
+        n = int(_active(mask))
+        if n < mask.capacity:
+            assert n <= position < n + step
+            assert np.isclose(position, length(mask) + (0.999 if step == 1 else 1))
+        else:
+            assert position > n - 1e-9
+
+
 @pytest.mark.parametrize("capacity", (9, 33))
 @pytest.mark.parametrize("temperature", (8.0, 25.0, 100.0))
 def test_active_at_ties(capacity, temperature):
     # The cutoff on a position: rounding decides, but all must decide alike.
     mask = moved(dn.Sigmoid(capacity, size=capacity / 2), "temperature", temperature)
-    for x in positions(capacity)[1:]:
+    for x in positions(mask)[1:]:
         check_active(moved(mask, "offset", x - math.log(9) / temperature))
 
 
@@ -380,7 +527,7 @@ def test_product_of_masks(x64):
     # A 2-D Gaussian is the product of two.
     x, y = dn.Gaussian(33, sigma=0.2), dn.Gaussian(17, sigma=0.4)
     out = dn.product(x(), y())
-    r2 = (positions(33) / 0.2)[:, None] ** 2 + (positions(17) / 0.4) ** 2
+    r2 = (positions(x) / 0.2)[:, None] ** 2 + (positions(y) / 0.4) ** 2
     kept = np.outer(np.asarray(x()) > 0, np.asarray(y()) > 0)
     assert np.allclose(out, np.where(kept, np.exp(-r2 / 2), 0), atol=1e-12)
 
@@ -395,18 +542,12 @@ def test_product_of_nothing():
 #
 
 
-@pytest.fixture(params=(False, True), ids=("float32", "x64"))
-def precision(request):
-    with jax.enable_x64(request.param):
-        yield 1e-12 if request.param else 2e-5
-
-
 @pytest.mark.parametrize("temperature", (1.0, 8.0, 25.0, 100.0))
 def test_range_of_sigmoid(temperature, precision):
     mask = dn.Sigmoid(33, temperature=temperature)
     low, high = (moved(mask, "offset", x).project() for x in (-9.0, 9.0))
     assert np.isclose(low()[0], 0.95, rtol=0, atol=precision)
-    assert np.isclose(high()[-1], 0.85, rtol=0, atol=precision)
+    assert np.isclose(high.at(jnp.array([1.0]))[0], 0.85, rtol=0, atol=precision)
     for inside in (low.offset + 1e-3, mask.offset - 0.05, high.offset - 1e-3):
         assert moved(mask, "offset", inside).project().offset == inside
 
@@ -467,7 +608,8 @@ def test_projection_of_what_is_not_learned_by_default():
 def test_any_temperature(temperature, size):
     learn = ("offset", "temperature")
     mask = dn.Sigmoid(33, size=size, temperature=temperature, learn=learn)
-    for m in (mask, moved(mask, "offset", 0.0), mask.project()):
+    low = moved(mask, "offset", -9.0).project()
+    for m in (mask, moved(mask, "offset", 0.0), mask.project(), low):
         value, gradient = _wild(m)
         assert jnp.isfinite(value) and 0 < m().max() <= 1
         assert all(np.all(np.isfinite(g)) for g in jtu.tree_leaves(gradient))
@@ -620,7 +762,7 @@ def test_stacked_masks_under_vmap():
         (lambda: dn.Sigmoid(280, size=28.7), "`size`.* 28.79,.*capacity 280; got 28.7"),
         (lambda: dn.Sigmoid(280, size=280.5), "`size`.*capacity 280; got 280.5"),
         (lambda: dn.Sigmoid(280, size=math.nan), "`size`.* got nan"),
-        (lambda: dn.Gaussian(33, size=2.0), "`size`.* 2.062,.*capacity 33; got 2.0"),
+        (lambda: dn.Gaussian(33, size=1.9), "`size`.* 2,.*capacity 33; got 1.9"),
         (lambda: dn.Gaussian(33, size=34.0), "`size`.*capacity 33; got 34.0"),
         (lambda: dn.Gaussian(33, size=math.nan), "`size`.* got nan"),
         (lambda: dn.Gaussian(33, sigma=0.02), "`sigma`.* 0.02913.* 1.754.* got 0.02"),

@@ -10,7 +10,7 @@ import dnarch_eqx as dn
 @pytest.fixture
 def mlp(getkey):
     mlp = filled(lambda k: eqx.nn.MLP(3, 2, width_size=16, depth=2, key=k), getkey())
-    masks: dn.Masks = {"h0": width(16, 9.3), "h1": width(16, 5.0)}
+    masks: dn.Masks = {"h0": width(16, 8.3), "h1": width(16, 5.0)}
     return mlp, mlp_axes(mlp, ["h0", "h1"]), masks
 
 

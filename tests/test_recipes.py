@@ -639,7 +639,7 @@ def toy() -> tuple[Task, _settings.Settings]:
     settings = _settings.resolve("ucr", options, 48, 16)
     # So that there are a few plans in so few steps.
     few = {"variant": "kw", "log": 2, "segment": 3, "compile_steps": 2.0, "headroom": 0.0}
-    settings = dataclasses.replace(settings, mask_rate=1.0, **few)
+    settings = dataclasses.replace(settings, mask_rate=0.3, **few)
     return task, settings
 
 

@@ -42,13 +42,12 @@ def test_describe(getkey):
     axes |= {"[1]": Axes("depth")}
     header, *rows = rows_of(dn.describe(net, axes, masks, {"h": 6}))
     assert header == ["axis", "capacity", "size", "active", "bucket", "arrays"]
-    # At size 4 of 8 the mask meets its threshold half-way between positions 3 and 4.
-    # The cutoff of 2.5 of 4 lies at 0.25 between positions at -1/3 and 1/3.
+    # Of 2.5 blocks the third is there, too.
     assert rows[0][:5] == ["h", "8", "4.0", "4", "6"]
     places = ("weight:0", "bias:0", "weight:1*")
     layers = "[*].layers[*]"
     assert rows[0][5] == ", ".join(f"{layers}.{place}" for place in places)
-    assert rows[1] == ["depth", "4", "2.5", "2", "4", "[*]:0, [*]*"]
+    assert rows[1] == ["depth", "4", "2.5", "3", "4", "[*]:0, [*]*"]
     assert rows_of(dn.describe(net, axes, masks))[1][4] == "8"
     with pytest.raises(ValueError, match="no array lies on it"):
         dn.describe(net, axes, masks | {"w": masks["h"]})

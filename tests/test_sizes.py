@@ -46,10 +46,10 @@ def test_sizes():
 def test_active():
     masks = some_masks()
     # Eq. 3 and 4 in numpy: the positions whose value is at or above 0.1.
-    depth = 1 / (1 + np.exp(-8.0 * (-math.log(9) / 8 - np.linspace(-1, 1, 8))))
-    cutoff = 40 / 32 - 1
-    width = np.linspace(-1, 1, 64) <= cutoff
-    kernel = np.abs(np.linspace(-1, 1, 33)) <= 11 / 33
+    at = lambda n: -1 + 2 * (np.arange(n) + 1e-3) / n
+    depth = 1 / (1 + np.exp(-8.0 * (-math.log(9) / 8 - at(8))))
+    width = at(64) <= 40 / 32 - 1
+    kernel = np.abs(np.linspace(-1, 1, 33)) <= 11 / 32
     wanted = {"width": width.sum(), "depth": (depth >= 0.1).sum(), "kernel": kernel.sum()}
     found = dn.active(masks)
     assert {axis: int(n) for axis, n in found.items()} == wanted
@@ -70,9 +70,9 @@ def test_project():
 def test_sizes_have_gradients_and_active_counts_have_none():
     masks = some_masks()
     gradient = jax.grad(lambda m: sum(dn.sizes(m).values()))(masks)
-    # By hand: half a capacity per unit of offset, 33 * sqrt(-2 ln 0.1) per unit of sigma.
+    # By hand: half a capacity per unit of offset, 32 * sqrt(-2 ln 0.1) per unit of sigma.
     found = (gradient["width"].offset, gradient["depth"].offset, gradient["kernel"].sigma)
-    assert np.allclose(found, (32, 4, 33 * math.sqrt(2 * math.log(10))), rtol=1e-5)
+    assert np.allclose(found, (32, 4, 32 * math.sqrt(2 * math.log(10))), rtol=1e-5)
     assert all(jnp.issubdtype(n.dtype, jnp.integer) for n in dn.active(masks).values())
 
 

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._cost import check_sizes
+from .._count import check_sizes
 from .._custom_types import Cost, Sizes
 from .._misc import as_float
 from .._sizes import present

@@ -108,14 +108,7 @@ def dnarch(
 
 def _scaled(mask: Any, factor: float) -> Any:
     """A mask of so many times the size, or as near to it as is admissible."""
-    if factor == 1:
-        return mask
-    if isinstance(mask, Gaussian):
-        where, new = lambda m: m.sigma, factor * mask.sigma
-    else:
-        further = (factor - 1) * mask.unclipped_size() / mask.unit
-        where, new = lambda m: m.offset, mask.offset + further
-    return eqx.tree_at(where, mask, new).project()
+    return mask if factor == 1 else mask.resized(factor * mask.unclipped_size())
 
 
 def _made_for(model: CCNN, masks: Masks) -> CCNN:

@@ -12,13 +12,14 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._axes import AxisMap
-from .._budget import Budget
+from .._budget import Budgets, listed, missed, resolve, warn_of
 from .._custom_types import Loss
 from .._law import LawError
 from .._masks import Masks
 from .._materialize import materialize
-from .._misc import at_least
+from .._misc import at_least, replace
 from .._plan import as_plan, check_covers, Plan
+from .._settle import settled
 from .._state import init, State, StepInfo
 from .._train import make_step, OnNonfinite
 from .._verify import check_loss
@@ -38,14 +39,14 @@ class Learner:
     [`dnarch_eqx.State`][] that goes in and comes out, not the learner.
     """
 
-    budget: Budget | None
+    budget: Budgets
 
     def __init__(
         self,
         loss: Loss,
         optim: optax.GradientTransformation,
         axes: AxisMap,
-        budget: Budget | None = None,
+        budget: Budgets = None,
         *,
         has_aux: bool = False,
         on_nonfinite: OnNonfinite = "raise",
@@ -58,8 +59,8 @@ class Learner:
 
         - `loss`, `optim`, `axes`, `has_aux`, `on_nonfinite`: as for
             [`dnarch_eqx.make_step`][].
-        - `budget`: added to the loss. It can be assigned anew, say to be scheduled: target and
-            weight are no reason to compile.
+        - `budget`: what is held, or several of these. It can be assigned anew: targets and
+            weights are no reason to compile.
         - `strict`: whether to look at the masks before every step and raise `ValueError`
             if the plan does not cover them, which waits for the step before. If not, such a
             step leaves the state as it was and says so in `info.covered`.
@@ -77,8 +78,7 @@ class Learner:
         at_least("keep", keep, 1)
         if not isinstance(axes, Mapping):
             raise ValueError(f"`axes` must be a dictionary from `dn.declare`, not {axes!r}.")
-        if not (budget is None or isinstance(budget, Budget)):
-            raise ValueError(f"`budget` must be a `dn.Budget`, not {budget!r}.")
+        listed(budget)
         self.axes = axes
         self.budget = budget
         self.strict = strict
@@ -95,7 +95,7 @@ class Learner:
         # The signature of the last state given out, which need not be looked at again.
         self._last: tuple[weakref.ref[State], Signature] | None = None
         self._key: Any = None
-        self._budget: tuple[Budget | None, Signature] | None = None
+        self._budget: tuple[Budgets, Signature] | None = None
         self._unseen: collections.deque[StepInfo] = collections.deque()
 
     @property
@@ -115,16 +115,21 @@ class Learner:
         weights are not finite or in float16, or the budget's target is out of reach.
         """
         state = init(model, masks, self.axes, self._optim, model_state)
-        if self.budget is not None and self.budget.weight > 0:
-            lowest, highest = map(float, self.budget.reachable(state.masks))
-            if not lowest <= 1.001 <= 1.002 * highest:
-                raise ValueError(
-                    "The budget's `target` is out of reach: with these masks the complexity "
-                    f"goes from {lowest:.4g} to {highest:.4g} times as much."
-                )
+        self.budget = resolve(self.budget, state.masks)
         # Or the user's own model and masks would be gone with the first step.
         own = lambda x: jnp.copy(x) if self._donate and eqx.is_array(x) else x
         return jtu.tree_map(own, state)
+
+    def settle(self, state: State) -> State:
+        """The state with masks at whole sizes near theirs, at which the budgets are met as the
+        network is deployed; they stay there, weights go on. For the last part of a run: what
+        changes with a position more or less has to be learned.
+
+        Warns ([`dnarch_eqx.BudgetWarning`][]) of a budget that no sizes meet.
+        """
+        masks = settled(state.masks, self.budget, int(state.step))
+        warn_of(missed(self.budget, masks, int(state.step)))
+        return replace(state, masks=masks, settled=jnp.ones_like(state.settled))
 
     def step(
         self,

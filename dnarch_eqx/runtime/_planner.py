@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._budget import Budget
+from .._budget import Budgets, listed, missed, warn_of
 from .._custom_types import Cost
+from .._freeze import freeze
 from .._masks import Masks
 from .._misc import at_least
 from .._plan import Plan
@@ -97,7 +98,7 @@ class Planner:
         if buckets is None or callable(buckets):
             buckets = by_rule(masks, buckets)
         if cost is None and learner.budget is not None:
-            cost = learner.budget.cost
+            cost = listed(learner.budget)[0].cost
         self.learner = learner
         self._masks = dict(masks)
         self._buckets = ladders_of(masks, buckets)
@@ -158,7 +159,7 @@ class Planner:
         batch: PyTree,
         *,
         key: PRNGKeyArray | None = None,
-        budget: Budget | None = None,
+        budget: Budgets = None,
     ) -> tuple[State, AcceptedInfo]:
         """One update of weights and masks, see [`dnarch_eqx.Learner.step`][]. Returns before
         it is done.
@@ -224,6 +225,23 @@ class Planner:
             self._run = run
             assert run.returned is not None
             return run.returned
+
+    def settle(self, state: State | None = None) -> State:
+        """[`dnarch_eqx.Planner.finish`][], and masks at whole sizes at which the budgets are
+        met, where they stay: see [`dnarch_eqx.Learner.settle`][].
+        """
+        return self.learner.settle(self.finish(state))
+
+    def deploy(self, state: State | None = None) -> PyTree:
+        """[`dnarch_eqx.Planner.finish`][], and the network to be deployed: see
+        [`dnarch_eqx.freeze`][]. With its state, if it has one.
+
+        Warns ([`dnarch_eqx.BudgetWarning`][]) of a budget that it misses.
+        """
+        state = self.finish(state)
+        warn_of(missed(self.learner.budget, state.masks, int(state.step)))
+        axes = self.learner.axes
+        return freeze(state.model, axes, state.masks, model_state=state.model_state)
 
     def forget(self) -> None:
         """Gives up the batches whose steps were not accepted yet, and the state that they led
