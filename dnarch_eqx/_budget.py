@@ -168,8 +168,8 @@ class Budget(eqx.Module):
     @property
     def name(self) -> str:
         """What is held: the cost's unit, or its name."""
-        found = getattr(self.cost, "unit", None) or getattr(self.cost, "__name__", "complexity")
-        return str(found)
+        found = str(getattr(self.cost, "unit", None) or getattr(self.cost, "__name__", ""))
+        return found if found.isidentifier() else "complexity"
 
 
 def _at(budget: Budget, step: Any) -> Budget:
@@ -227,8 +227,8 @@ def _reach(budget: Budget, masks: Masks) -> None:
     target = float(budget.target)
     if not lowest <= 1.001 or (budget.hold != "bound" and not 1.001 <= 1.002 * highest):
         raise ValueError(
-            f"The budget's `target` of {target:.4g} {budget.name} is out of reach: with these "
-            f"masks it goes from {lowest * target:.4g} to {highest * target:.4g}, from "
+            f"The budget's `target` is out of reach: it is {target:.4g}, and with these masks "
+            f"{budget.name} goes from {lowest * target:.4g} to {highest * target:.4g}, from "
             f"{lowest:.4g} to {highest:.4g} times as much."
         )
 

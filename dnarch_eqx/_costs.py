@@ -99,7 +99,7 @@ def costs(
         of("bytes", kept(program.block, names, given)),
         largest("bytes", points, capacities),
         of("bytes", moved(program.block, names)),
-        of("operations that are not fused", calls(program.block, names)),
+        of("calls", calls(program.block, names)),
     )
 
 

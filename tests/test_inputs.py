@@ -419,7 +419,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
     "target nan": (lambda: dn.Budget(COST, NAN), "`target` must be a positive, finite"),
     "target text": (
         lambda: dn_any.Budget(COST, "small"),
-        "`target` must be a number, got 'small'",
+        "`target` must be a number, sizes, a function of the step or a share as '30%'",
     ),
     "target none": (lambda: dn_any.Budget(COST, None), "`target` must be a number, got None"),
     "target unknown axis": (
@@ -458,19 +458,19 @@ ERRORS: dict[str, tuple[Any, str]] = {
         "`cost` is part of the compiled program and must be hashable: give a function, not L",
     ),
     "cost not scalar": (
-        lambda: dn.Budget(lambda s: jnp.stack([s["h"], s["h"]]), 3.0)(MASKS),
+        lambda: dn.Budget(lambda s: jnp.stack([s["h"], s["h"]]), 3.0, 0.1)(MASKS),
         r"`cost` must give one real number, got float32 of shape \(2,\)",
     ),
     "cost complex": (
-        lambda: dn_any.Budget(lambda s: s["h"].astype("complex64"), 3.0)(MASKS),
+        lambda: dn_any.Budget(lambda s: s["h"].astype("complex64"), 3.0, 0.1)(MASKS),
         "`cost` must give one real number, got complex64",
     ),
     "cost of an unknown axis": (
-        lambda: dn_any.Budget(lambda s: s["nope"], 3.0)(MASKS),
+        lambda: dn_any.Budget(lambda s: s["nope"], 3.0, 0.1)(MASKS),
         r"`cost` asks for the size of 'nope'; there are those of \['h'\]",
     ),
     "cost none": (
-        lambda: dn_any.Budget(lambda s: None, 3.0)(MASKS),
+        lambda: dn_any.Budget(lambda s: None, 3.0, 0.1)(MASKS),
         "`cost` must give one real",
     ),
     "sizes list": (

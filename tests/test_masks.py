@@ -1,6 +1,7 @@
 import dataclasses
 import itertools as it
 import math
+from typing import Any
 
 import equinox as eqx
 import hypothesis as hp
@@ -365,12 +366,12 @@ def test_resized(name, precision):
 
 @pytest.mark.parametrize("by", (0.1, 0.7, 0.97, 1.02, 1.4))
 def test_resized_by_a_temperature(by, x64):
-    """Above the cutoff's own share of the size nothing is constant: a step, not more."""
+    """Whose derivative is not constant: by one step, which brings the size nearer."""
     mask = dn.Sigmoid(33, size=16.0, temperature=10.0, learn=("temperature",))
-    # The size is c + 16.5 log(9) / temperature; a step of Newton's by hand.
+    # The size is c + 16.5 log(9) / temperature. (Beyond 1.5 the step would be too long.)
     part = 16.5 * math.log(9) / 10
     wanted = 16.0 + (by - 1) * part
-    other = mask.resized(wanted)
+    other: Any = mask.resized(wanted)
     assert other.offset == mask.offset
     assert np.isclose(other.temperature, 10 * (2 - by), rtol=1e-12)
     assert np.isclose(length(other), 16.0 - part + part / (2 - by), rtol=1e-9)

@@ -136,7 +136,7 @@ def kernel_masks(model: CCNN, *, sigma: float = 0.5) -> dict[str, AbstractMask]:
 
 def resolution_masks(model: CCNN, *, temperature: float = 25.0) -> dict[str, AbstractMask]:
     """R: a sigmoid mask on the frequencies of every block, a spatial axis each. They start
-    at the input's resolution, with the highest frequency weighted 0.85.
+    at the input's resolution, with 0.85 at the end of the axis.
     """
     return {
         gate.axis: Sigmoid(gate.size, temperature=temperature)
