@@ -18,11 +18,8 @@ from ._axes import (
     Gated as Gated,
     gated as gated,
 )
-from ._budget import (
-    Budget as Budget,
-    Budgets as Budgets,
-    BudgetWarning as BudgetWarning,
-)
+from ._budget import Budget as Budget
+from ._budgets import Budgets as Budgets, BudgetWarning as BudgetWarning
 from ._cost import parameter_cost as parameter_cost
 from ._costs import Costs as Costs, costs as costs
 from ._count import Count as Count

@@ -96,7 +96,7 @@ def latency(
     - `seed`: of the sizes.
     """
     at_least("plans", positive("plans", plans), 5)
-    positive("held_out", held_out), positive("repeats", repeats)
+    held_out, repeats = positive("held_out", held_out), positive("repeats", repeats)
     call = call or (lambda net, *inputs: net(*inputs))
     counted = derived(model, axes, masks, *inputs, call=call) if costs is None else costs
     features = (counted.operations, counted.traffic, counted.calls)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from ._budget import Budget, Budgets, listed
+from ._budget import Budget
+from ._budgets import Budgets, listed
 from ._gaussian import Gaussian
 from ._masks import AbstractMask, Masks
 from ._misc import as_float

@@ -12,7 +12,8 @@ import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ._axes import AxisMap
-from ._budget import Budget, Budgets, listed
+from ._budget import Budget
+from ._budgets import Budgets, listed
 from ._custom_types import Loss
 from ._embed import embed_state
 from ._hold import along, held as nearer

@@ -254,3 +254,13 @@ def test_what_fails_where_sizes_agree_is_refused():
         dn.check(net, axes, masks, X)
     found = dn.find_axes(net, X)
     assert any("equal" in why for axis in found.axes.values() for why in axis.hazards)
+
+
+def test_a_learner_checks_at_once_given_a_batch():
+    net = three(channel_shuffle)
+    learner = dn.Learner(
+        lambda net, x, key: jnp.sum(run(net, x)), optax.sgd(0.1), declared(net)
+    )
+    learner.init(net, H)
+    with pytest.raises(dn.LawError, match="taken apart"):
+        learner.init(net, H, batch=X)

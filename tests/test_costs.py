@@ -202,3 +202,51 @@ def test_costs_are_hashable_and_the_same_again():
     assert one == two and hash(one.memory) == hash(two.memory)
     with pytest.raises(ValueError, match="`sizes` names 'nope'"):
         one.operations({"nope": 3.0})
+
+
+#
+# Latency.
+#
+
+
+def mlp():
+    net = eqx.nn.MLP(5, 3, 32, 2, key=jr.key(0))
+    axes, masks = dn.find_axes(net, jnp.ones(5)).learn()
+    return net, axes, masks, jnp.ones(5)
+
+
+def test_latency_finds_what_times_are_made_of(monkeypatch):
+    net, axes, masks, x = mlp()
+    costs = dn.costs(net, axes, masks, x)
+
+    def measured(model, axes, some, inputs, call, repeats):
+        sizes = [dict(dn.exact(m)) for m in some]
+        assert len({tuple(s.items()) for s in sizes}) > 10
+        of = lambda s: 3e-4 + 2e-9 * costs.operations(s) + 5e-9 * costs.traffic(s)
+        return np.array([float(of(s)) for s in sizes])
+
+    monkeypatch.setattr("dnarch_eqx._latency._measured", measured)
+    found = dn.latency(net, axes, masks, x)
+    assert np.isclose(found.constant, 3e-4, rtol=1e-3)
+    by_name = {count.unit: seconds for seconds, count in found.terms}
+    assert np.isclose(by_name["operations"], 2e-9, rtol=1e-2)
+    assert np.isclose(by_name["bytes"], 5e-9, rtol=1e-2)
+    assert found.error <= found.worst < 1e-4
+    sizes = {axis: 7 for axis in masks}
+    wanted = 3e-4 + 2e-9 * costs.operations(sizes) + 5e-9 * costs.traffic(sizes)
+    assert np.isclose(found(sizes), wanted, rtol=1e-3)
+
+
+def test_latency_is_measured_and_kept(tmp_path):
+    net, axes, masks, x = mlp()
+    found = dn.latency(net, axes, masks, x, plans=5, held_out=1, repeats=3)
+    assert 0 < float(found({})) < 1 and found.error == found.worst
+    found.save(tmp_path / "latency.json")
+    again = dn.Latency.load(tmp_path / "latency.json")
+    assert again == found and hash(again) == hash(found)
+    for text in ("", "[]", '{"terms": [[1, 2]]}', '{"terms": [], "other": 1}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(ValueError, match="is not the file of a latency"):
+            dn.Latency.load(tmp_path / "bad.json")
+    with pytest.raises(ValueError, match="`plans` must be at least 5"):
+        dn.latency(net, axes, masks, x, plans=4)

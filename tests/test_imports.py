@@ -20,6 +20,7 @@ ORDER = (
     "_extended",
     "_sizes",
     "_budget",
+    "_budgets",
     "_hold",
     "ladders",
     "_plan",

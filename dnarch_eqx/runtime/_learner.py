@@ -12,7 +12,7 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from .._axes import AxisMap
-from .._budget import Budgets, listed, missed, resolve, warn_of
+from .._budgets import Budgets, listed, missed, resolve, warn_of
 from .._custom_types import Loss
 from .._law import LawError
 from .._masks import Masks
@@ -104,18 +104,29 @@ class Learner:
         return self.store.compilations
 
     def init(
-        self, model: PyTree, masks: Masks, model_state: eqx.nn.State | None = None
+        self,
+        model: PyTree,
+        masks: Masks,
+        model_state: eqx.nn.State | None = None,
+        *,
+        batch: PyTree = None,
+        key: PRNGKeyArray | None = None,
     ) -> State:
         """The state to start from.
 
         - `model_state`: of a model from [`equinox.nn.make_with_state`][]: its state. The loss
             is given the one of the plan's size.
+        - `batch`, `key`: what the loss takes. With them the loss is checked now, and not when
+            the first step is traced: see [`dnarch_eqx.check`][].
 
         Raises `ValueError` if model, axes and masks do not fit together, a mask enters nowhere,
-        weights are not finite or in float16, or the budget's target is out of reach.
+        weights are not finite or in float16, or the budget's target is out of reach; with a
+        batch [`dnarch_eqx.LawError`][], where the loss is another under another plan.
         """
         state = init(model, masks, self.axes, self._optim, model_state)
         self.budget = resolve(self.budget, state.masks)
+        if batch is not None:
+            self._check(state, batch, key)
         # Or the user's own model and masks would be gone with the first step.
         own = lambda x: jnp.copy(x) if self._donate and eqx.is_array(x) else x
         return jtu.tree_map(own, state)
@@ -246,13 +257,7 @@ class Learner:
 
     def trace(self, state: State, rest: tuple[Any, ...], plan: Plan) -> Program:
         """The step under a plan, still to be compiled. Checks the loss, the first time."""
-        if self._verify and not debugging():
-            held = () if state.model_state is None else (state.model_state,)
-            try:
-                check_loss(self._loss, state, self.axes, *held, *rest[:2])
-            except LawError as error:
-                raise LawError(f"{error} (`verify=False` leaves this out.)") from None
-            self._verify = False
+        self._check(state, *rest[:2])
         shardings = [getattr(x, "sharding", None) for x in jtu.tree_leaves(state)]
 
         def step(state, batch, key, budget):
@@ -291,6 +296,17 @@ class Learner:
         self._calls += 1
         self._last = weakref.ref(new), program.after
         return new, info, program.after
+
+    def _check(self, state: State, batch: PyTree, key: Any) -> None:
+        """Of the loss, once, whether it keeps the law."""
+        if not self._verify or debugging():
+            return
+        held = () if state.model_state is None else (state.model_state,)
+        try:
+            check_loss(self._loss, state, self.axes, *held, batch, key)
+        except LawError as error:
+            raise LawError(f"{error} (`verify=False` leaves this out.)") from None
+        self._verify = False
 
     def _look_at_steps(self, state: State) -> None:
         """Notices steps, once they are done, that were not finite."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._budget import Budgets, listed, missed, warn_of
+from .._budgets import Budgets, listed, missed, warn_of
 from .._custom_types import Cost
 from .._freeze import freeze
 from .._masks import Masks
