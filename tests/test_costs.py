@@ -38,16 +38,8 @@ def counted(call, net, inputs) -> float:
     return found.get("flops", 0.0) + found.get("transcendentals", 0.0)
 
 
-NAMES = (
-    "mlp",
-    "u-net",
-    "vit",
-    "own attention",
-    "resnet",
-    "convnext",
-    "batch norm, running",
-    "dense",
-)
+# All of them, with more plans, in `python -m benchmarks budgets`.
+NAMES = ("u-net", "own attention", "convnext", "batch norm, running")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -57,7 +49,7 @@ def test_operations_and_parameters_of_small_networks(name):
     axes, masks, costs = derived(network)
     stateful = isinstance(inputs[0], eqx.nn.State)
     rng = np.random.default_rng(0)
-    for _ in range(5):
+    for _ in range(2):
         small = {a: m.resized(rng.uniform(0.3, 1) * m.capacity) for a, m in masks.items()}
         plan = dn.exact(small)
         net = dn.freeze(model, axes, small, model_state=inputs[0] if stateful else None)

@@ -121,6 +121,7 @@ def test_they_train(tmp_path):
     assert _folder.read_lines(tmp_path / "metrics.jsonl")[-1]["step"] == 60
 
 
+@pytest.mark.slow
 def test_fno_takes_any_grid(getkey):
     for side in (9, 29, 32):
         network = Network((side, side + 1), 1, 3, pool=False)
