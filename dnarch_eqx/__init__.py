@@ -53,6 +53,7 @@ from ._report import (
     report as report,
     table as table,
 )
+from ._settle import settled as settled
 from ._sigmoid import Sigmoid as Sigmoid
 from ._sizes import (
     active as active,

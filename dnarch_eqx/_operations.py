@@ -16,7 +16,7 @@ Names = Mapping[Atom, str]
 
 # As XLA counts: one for each element, transcendental functions too, but for these.
 _ELEMENTWISE = {"logistic": 4, "copy": 0, "copy_p": 0, "stop_gradient": 0, "real": 0, "imag": 0}
-_ELEMENTWISE |= {"bitcast_convert_type": 0, "reduce_precision": 0, "cbrt": 1}
+_ELEMENTWISE |= {"bitcast_convert_type": 0, "reduce_precision": 0}
 
 
 def operations(block: Block, names: Names) -> Terms:

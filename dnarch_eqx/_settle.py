@@ -58,7 +58,7 @@ def _with_count(mask: AbstractMask, count: int) -> AbstractMask:
     # As it is, if it can be; a whole size may be a matter of rounding.
     sizes = (count - below for below in (0.0, 0.1, 0.3, 0.5))
     near = it.chain([mask], (mask.resized(size) for size in sizes))
-    return next(new for new in near if int(new.active()) == count)
+    return next((new for new in near if int(new.active()) == count), mask)
 
 
 def _whole(masks: Masks, learned: list[str], budgets: Sequence[Budget]) -> dict[str, int]:
