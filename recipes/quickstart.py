@@ -165,7 +165,7 @@ def train(config: Config, digits: Digits, name: str, learn: str, shrink: bool = 
         mininterval=1.0,
     )
     for i, batch in bar:
-        if i == 3 * config.steps // 4:
+        if i == config.steps // 2:
             state = planner.settle(state)  # whole blocks and channels, for what is left
         state, info = planner.step(state, batch)  # returns before it is done
         infos.append(info)
