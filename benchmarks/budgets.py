@@ -4,23 +4,29 @@ settings: exactly, and by the penalty of the paper.
 - `budgets/NAME/START/exact`, `penalty`: the cost of the network that is deployed over the
   target, and its accuracy.
 - `budgets/worst`: the largest deviation of the exact way.
+- `budgets/latency`: a ResNet held to 80 % of its latency, and beside it to at most 60 % of its
+  operations: its measured time over the target. `budgets/latency/model`: the mean error of the
+  latency on networks that it was not fitted to; `budgets/latency/operations`: those of the
+  network deployed, over the bound.
 - `budgets/operations`: the largest deviation of derived operations from XLA's, over ten
   networks and 30 plans each; `budgets/parameters`: the same of parameters.
 """
 
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import dnarch_eqx as dn
 from benchmarks._budgeted import batches, Task, TASKS
-from benchmarks._common import finish, Row
+from benchmarks._common import finish, medians, Row
 from recipes.quickstart import Digits
 from tests.networks import Example, example
 
@@ -46,6 +52,7 @@ def run(path: Path | None) -> None:
                 if way == "exact":
                     worst = max(worst, abs(cost - 1))
                 print(rows[-2], rows[-1], flush=True)
+    rows += latency(digits)
     operations, parameters = zip(*(_derived(example(name)) for name in NETWORKS))
     rows += [
         Row("budgets/worst", worst, "", "<= 0.01"),
@@ -78,6 +85,42 @@ def train(task: Task, digits: Digits, start: float, way: str) -> tuple[float, fl
         net = task.deploy(planner.finish(), planner.plan)
     counts = dn.exact(planner.finish().masks)
     return float(task.cost(counts)) / target, task.accuracy(net, digits)
+
+
+def latency(digits: Digits) -> list[Row]:
+    """Of two budgets at once."""
+    task = TASKS["ResNet"](digits)
+    x = jnp.asarray(digits.x_test[:256])
+    model = dn.latency(task.model, task.axes, task.masks, x, call=task.call)
+    budgets: Any = [
+        dn.Budget(model, "80%", steps=WAY),
+        dn.Budget(task.cost, "60%", hold="bound", steps=WAY),
+    ]
+    optim = dn.adamw(task.learning_rate, steps=STEPS, warmup=STEPS // 20, mask_rate=MASK_RATE)
+    learner = dn.Learner(task.loss, optim, task.axes, budgets)
+    state, planner = learner.init(task.model, task.masks), dn.Planner(learner, task.masks)
+    for i, batch in enumerate(batches(digits, STEPS, 0)):
+        if i == SETTLE:
+            state = planner.settle(state)
+        state, _ = planner.step(state, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dn.BudgetWarning)
+        small = planner.deploy(state)
+    (seconds,) = medians({"small": _run(task, small, x)}, 100).values()
+    held: Any = learner.budget
+    target = float(held[0].target)
+    _, operations = (float(c) for c in planner.step(state, batch)[1].deployed)
+    return [
+        Row("budgets/latency", seconds / target, "", "0.9 to 1.1"),
+        Row("budgets/latency/model", model.error, "", "<= 0.1"),
+        Row("budgets/latency/operations", operations, "", "<= 1.01"),
+    ]
+
+
+def _run(task: Task, net: Any, x: Any) -> Callable[[], Any]:
+    arrays, static = eqx.partition(net, eqx.is_array)
+    run = jax.jit(lambda arrays, x: task.call(eqx.combine(arrays, static), x))
+    return lambda: run(arrays, x)
 
 
 def scaled(task: Task, cost: float) -> dict[str, dn.AbstractMask]:
