@@ -66,11 +66,13 @@ def missed(budgets: Budgets, masks: Masks, step: int = 0) -> list[str]:
     than 1 %; by more than 5 % where it is a penalty.
     """
     found = []
-    for budget in listed(budgets):
-        off = float(budget.at(step).deployed(masks)) - 1
+    for budget in (budget.at(step) for budget in listed(budgets)):
+        if budget.hold == "penalty" and budget.weight == 0:
+            continue
+        off = float(budget.deployed(masks)) - 1
         tolerance = 0.05 if budget.hold == "penalty" else 0.01
         if off > tolerance or (budget.hold != "bound" and off < -tolerance):
-            target = float(budget.at(step).target)
+            target = float(budget.target)
             found.append(
                 f"The network has {1 + off:.4g} times the {budget.name} of its budget: "
                 f"{(1 + off) * target:.4g} in place of {target:.4g}."

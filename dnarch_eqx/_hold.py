@@ -25,7 +25,7 @@ def along(grads: Masks, masks: Masks, budgets: Sequence[Budget]) -> dict[str, Ab
     """
     done: list[Masks] = []
     found = dict(grads)
-    for budget in budgets:
+    for budget in sorted(budgets, key=lambda b: b.hold == "bound"):
         if budget.hold == "penalty":
             continue
         value, normal = eqx.filter_value_and_grad(lambda m, b=budget: b.complexity(m))(masks)

@@ -143,8 +143,10 @@ def _traced(masks: Masks) -> bool:
 
 
 def multiplied(model: Any, resolved: Layout, factors: Mapping[str, Float[Array, " _"]]) -> Any:
-    """A model at its capacity with these factors where masks are multiplied in."""
-    return Slicing(resolved, {a: (0, x) for a, x in factors.items()}, frozenset(factors))(model)
+    """A model at its capacity with these factors where masks are multiplied in. Its layers stay
+    what they are.
+    """
+    return Slicing(resolved, {a: (0, x) for a, x in factors.items()}, fits=False)(model)
 
 
 class Slicing:
@@ -155,8 +157,12 @@ class Slicing:
         layout: Layout,
         values: dict[str, tuple[int, Float[Array, " _"]]],
         exact: frozenset[str] = frozenset(),
+        *,
+        fits: bool = True,
     ):
         self.layout = layout
+        # Whether layers become their counterparts.
+        self.fits = fits
         self.starts = {axis: start for axis, (start, _) in values.items()}
         self.values = {axis: values for axis, (_, values) in values.items()}
         self.exact = exact
@@ -207,7 +213,8 @@ class Slicing:
             for name, old in static_numbers(node)
             if (lies := dims(name)) is not None
         }
-        return refit(replace(node, **numbers) if numbers else node, fit)
+        node = replace(node, **numbers) if numbers else node
+        return refit(node, fit) if self.fits else node
 
     def shared(self, node: eqx.nn.Shared, path: str) -> eqx.nn.Shared:
         """With what is tied in its place, so that layers are fitted to it, and out again."""

@@ -155,6 +155,10 @@ def test_a_registered_layer_is_found_and_exact(x64):
     assert len(masks) == 1
     dn.check(net, axes, masks, X, call=through)
     assert dn.verify(net, axes, masks, X, call=through) < 1e-9
+    # It is the user's own in what is trained on.
+    ready = dn.pretrained(net, axes, masks)
+    assert type(ready[1]) is Scaled
+    assert dn.verify(ready, axes, masks, X, call=through) < 1e-9
     (size,) = dn.exact(masks).values()
     hand = through(dn.materialize(net, axes, masks, {}), X)
     h = np.asarray(net[0](X))[:size]
