@@ -10,7 +10,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import numpy as np
-import scipy.optimize as so
 from jaxtyping import Array, Float, PyTree
 
 from ._axes import AxisMap
@@ -95,6 +94,8 @@ def latency(
     - `repeats`: how often each is timed: the quicker half counts.
     - `seed`: of the sizes.
     """
+    from scipy.optimize import nnls  # takes longer to import than this library
+
     at_least("plans", positive("plans", plans), 5)
     held_out, repeats = positive("held_out", held_out), positive("repeats", repeats)
     call = call or (lambda net, *inputs: net(*inputs))
@@ -108,7 +109,7 @@ def latency(
     # Relative errors count: small networks as much as large ones.
     scale = x.max(axis=0)
     rows = x / scale / seconds[:, None]
-    found = so.nnls(rows[:plans], np.ones(plans))[0] / scale
+    found = nnls(rows[:plans], np.ones(plans))[0] / scale
     off = np.abs(x[plans:] @ found / seconds[plans:] - 1)
     return Latency(
         float(found[0]),
