@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from ._budget import Budget
 from ._masks import Masks
+from ._plan import exact
 
 
 # One, several, or none.
@@ -78,6 +79,19 @@ def missed(budgets: Budgets, masks: Masks, step: int = 0) -> list[str]:
                 f"{(1 + off) * target:.4g} in place of {target:.4g}."
             )
     return found
+
+
+def stated(budgets: Budgets, masks: Masks, step: int = 0) -> str:
+    """What the network of these masks costs as it is deployed, in words; nothing without a
+    budget.
+    """
+    some = [budget.at(step) for budget in listed(budgets)]
+    said = [
+        f"{budget.name} {float(budget.of(exact(masks))):.4g}, "
+        f"{float(budget.deployed(masks)):.4g} of the target"
+        for budget in some
+    ]
+    return f"As deployed: {'; '.join(said)}." if said else ""
 
 
 class BudgetWarning(UserWarning):

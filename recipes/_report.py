@@ -28,7 +28,8 @@ def write(folder: Path, run: Run) -> str:
 def _text(run: Run) -> str:
     settings = run.settings
     built = run.built
-    complexity = float(built.cost(dn.sizes(run.masks)) / built.cost(built.target))
+    # As it is deployed.
+    complexity = float(built.cost(dn.exact(run.masks)) / built.cost(built.target))
     title = f"{settings.learn or 'base'}, CCNN"
     over_base = f"Complexity over that of the base network: {complexity:.3f}. "
     if settings.rival:

@@ -282,6 +282,7 @@ def test_a_learner_settles(getkey, standard):
     small = planner.deploy(state)
     assert abs(dn.parameters(small) / (0.5 * dn.parameters(net)) - 1) < 0.03
     assert np.isclose(info.deployed, dn.parameters(small) / (0.5 * dn.parameters(net)))
+    assert f"As deployed: parameters {dn.parameters(small)}, " in planner.report()
 
 
 def test_what_is_missed_is_said(getkey, standard):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import jax
 from jaxtyping import PRNGKeyArray, PyTree
 
-from .._budgets import Budgets, listed, missed, warn_of
+from .._budgets import Budgets, listed, missed, stated, warn_of
 from .._custom_types import Cost
 from .._freeze import freeze
 from .._masks import Masks
@@ -268,11 +268,17 @@ class Planner:
         return self.outcome().seconds / replay(self.trace, best, *args).seconds
 
     def report(self) -> str:
-        """Every compilation, and what they and the plans cost, as text."""
+        """Every compilation, what they and the plans cost, and what the network costs as it
+        would be deployed, as text.
+        """
         outcome, regret = self.outcome(), self.regret()
-        return summary(
+        text = summary(
             self.learner.compilations, self._engine.compiler.background, outcome.waste, regret
         )
+        state = self._run.returned
+        if state is not None:
+            text = f"{text} {stated(self.learner.budget, state.masks, int(state.step))}".strip()
+        return text
 
     def _again(self) -> None:
         """Does steps again that were not accepted."""
