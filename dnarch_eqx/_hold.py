@@ -35,6 +35,8 @@ def along(grads: Masks, masks: Masks, budgets: Sequence[Budget]) -> dict[str, Ab
         if budget.hold == "bound":
             # Descent goes against the gradient.
             share = jnp.where(value >= 0.999, jnp.minimum(share, 0.0), 0.0)
+        # One gradient that is not finite is not to be all of them.
+        share = jnp.where(jnp.isfinite(share), share, 0.0)
         found = _without(found, normal, computed_once(share))
         done.append(normal)
     return found

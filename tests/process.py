@@ -169,6 +169,7 @@ def local():
 
 
 SCENARIOS = {
+    "shrinks": lambda: run(20.0, 6.0, background=False),
     # A shrink is left to the times measured, which differ between the processes; and only the
     # first process looks at what it is told.
     "shrinks in the background": lambda: run(

@@ -181,6 +181,19 @@ def test_only_trades_are_left_of_gradients(seed):
         assert np.allclose(lost, lost[0], rtol=1e-3)
 
 
+def test_a_gradient_that_is_not_finite_stays_alone():
+    grads = gradients(0)
+    grads["depth"] = eqx.tree_at(lambda m: m.offset, grads["depth"], jnp.array(jnp.nan))
+    left: Any = along(grads, masks(), [made(1000.0)])
+    assert jnp.isnan(left["depth"].offset)
+    assert left["width"].offset == grads["width"].offset
+    # Nor does a mask that is not.
+    some = masks()
+    some["depth"] = eqx.tree_at(lambda m: m.offset, some["depth"], jnp.array(jnp.nan))
+    near: Any = held(some, [made(1000.0)])
+    assert jnp.isclose(near["width"].offset, some["width"].offset)
+
+
 def test_of_a_bound_only_what_would_exceed_it():
     grads = jtu.tree_map(jnp.ones_like, masks())
     grows = jtu.tree_map(lambda x: -x, grads)

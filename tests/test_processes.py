@@ -71,6 +71,13 @@ def test_two_processes_shrink_together(scenario, two):
     assert min(agree(two, scenario)["plans"]) < agree(two, scenario)["plans"][0]
 
 
+@pytest.mark.slow
+def test_two_processes_shrink_while_training_waits():
+    found = results_of(2, "shrinks")
+    plans = agree(found, "shrinks")["plans"]
+    assert min(plans) < plans[0]
+
+
 @pytest.mark.parametrize("scenario", ["grows in the background", "slow"])
 def test_two_processes_grow_together(scenario, two):
     plans = agree(two, scenario)["plans"]
