@@ -28,7 +28,7 @@ import tyro
 
 import dnarch_eqx as dn
 from benchmarks._common import finish, medians, Row
-from benchmarks.paper import Kind, KINDS
+from benchmarks._runs import Kind, KINDS
 from recipes import _settings, cifar, lra, mnist
 from recipes._hyperparameters import LAPTOP
 from recipes._task import Task

@@ -20,19 +20,22 @@ from ._axes import (
 )
 from ._budget import Budget as Budget
 from ._budgets import Budgets as Budgets, BudgetWarning as BudgetWarning
+from ._carried import axes_in as axes_in
 from ._cost import parameter_cost as parameter_cost
 from ._costs import Costs as Costs, costs as costs
 from ._count import Count as Count
 from ._counterpart import counterpart as counterpart
+from ._curve import AbstractCurve as AbstractCurve
 from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
 from ._embed import embed as embed
 from ._extended import extended as extended
 from ._fit import Fit as Fit
 from ._found import Found as Found, FoundAxis as FoundAxis
 from ._freeze import AbstractFreezable as AbstractFreezable, freeze as freeze
+from ._gates import HardConcrete as HardConcrete
 from ._gaussian import Gaussian as Gaussian
 from ._groups import find_axes as find_axes
-from ._growth import axes_in as axes_in, compact as compact, grow as grow
+from ._growth import compact as compact, grow as grow
 from ._latency import Latency as Latency, latency as latency
 from ._law import check as check, LawError as LawError
 from ._layout import capacities as capacities
@@ -46,6 +49,9 @@ from ._optim import adamw as adamw, partition as partition
 from ._plan import exact as exact, Plan as Plan, plan as plan
 from ._pressing import pressing as pressing, slack as slack
 from ._pretrained import importance as importance, pretrained as pretrained
+from ._pruned import pruned as pruned
+from ._ramp import Ramp as Ramp
+from ._reordered import reordered as reordered
 from ._report import (
     describe as describe,
     operations as operations,

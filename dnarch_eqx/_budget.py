@@ -12,7 +12,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 from ._custom_types import Cost, Sizes
 from ._masks import Masks
 from ._misc import as_float, computed_once, in_range, positive, replace
-from ._sizes import active, sizes
+from ._sizes import sizes
 
 
 # How a cost is held.
@@ -180,7 +180,7 @@ def _at(budget: Budget, step: Any) -> Budget:
 
 
 def _whole(masks: Masks) -> dict[str, Float[Array, ""]]:
-    return {axis: as_float(count) for axis, count in active(masks).items()}
+    return {axis: as_float(mask.count()) for axis, mask in masks.items()}
 
 
 def _checked(cost: Any) -> Callable:

@@ -7,7 +7,6 @@ from typing import Any, TypeAlias
 
 from ._budget import Budget
 from ._masks import Masks
-from ._plan import exact
 
 
 # One, several, or none.
@@ -87,9 +86,9 @@ def stated(budgets: Budgets, masks: Masks, step: int = 0) -> str:
     """
     some = [budget.at(step) for budget in listed(budgets)]
     said = [
-        f"{budget.name} {float(budget.of(exact(masks))):.4g}, "
-        f"{float(budget.deployed(masks)):.4g} of the target"
+        f"{budget.name} {float(of * budget.target):.4g}, {float(of):.4g} of the target"
         for budget in some
+        for of in [budget.deployed(masks)]
     ]
     return f"As deployed: {'; '.join(said)}." if said else ""
 

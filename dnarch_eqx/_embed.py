@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from ._axes import AxisMap
-from ._layout import Dims, Factor, flat, layout
+from ._layout import Dims, Factor, layout
 from ._masks import Masks
 from ._nodes import nodes
 from ._stateful import apart, together
@@ -97,26 +97,6 @@ def _into(
         return lax.dynamic_update_slice(full, small.astype(full.dtype), starts)
     at = np.ix_(*(positions(dim, windows) for dim in dims))
     return jnp.asarray(full).at[at].set(small.astype(full.dtype))
-
-
-def permuted(
-    model: _Model, axes: AxisMap, masks: Masks, orders: Mapping[str, Int[np.ndarray, " _"]]
-) -> _Model:
-    """A model with the positions of axes in another order, on all arrays that they lie on."""
-    resolved = layout(model, axes, masks)
-
-    def walk(node: Any, path: str) -> Any:
-        if eqx.is_array(node):
-            dims = resolved.get(path, ())
-            if not any(part.axis in orders for part in flat(*dims)):
-                return node
-            return node[np.ix_(*(positions(dim, orders) for dim in dims))]
-        pairs, treedef = jtu.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
-        if not pairs or not pairs[0][0]:
-            return node
-        return treedef.unflatten([walk(x, path + jtu.keystr(key)) for key, x in pairs])
-
-    return walk(model, "")
 
 
 def positions(

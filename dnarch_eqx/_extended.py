@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from ._gates import HardConcrete
 from ._gaussian import Gaussian
-from ._masks import AbstractMask, made, Masks
+from ._made import made
+from ._masks import AbstractMask, Masks
 from ._misc import replace
+from ._ramp import Ramp
 from ._sigmoid import Sigmoid
 
 
@@ -79,6 +82,27 @@ def _(mask: Gaussian, capacity: int, size: float | None = None) -> Gaussian:
         cutoff_sigmas = math.sqrt(-2 * math.log(mask.threshold))
         sigma, mean = size / (capacity - 1) / cutoff_sigmas, 0.0
     return _remade(mask, capacity, sigma=sigma, mean=mean)
+
+
+@extended.register
+def _(mask: Ramp, capacity: int, size: float | None = None) -> Ramp:
+    if capacity < mask.ramp:
+        raise ValueError(f"a ramp of {mask.ramp:g} positions does not fit into {capacity}.")
+    if size is None:
+        offset = (float(mask.offset) + 1) * mask.capacity / capacity - 1
+    else:
+        offset = 2 * (size + mask.threshold * mask.ramp) / capacity - 1
+    return _remade(mask, capacity, offset=offset)
+
+
+@extended.register
+def _(mask: HardConcrete, capacity: int, size: float | None = None) -> HardConcrete:
+    del size  # a gate does not reach beyond its position
+    more = HardConcrete(max(capacity, 2), size=1, threshold=mask.threshold).log_alpha[-1]
+    new = jnp.full(max(capacity - mask.capacity, 0), more, mask.log_alpha.dtype)
+    log_alpha = jnp.concatenate([mask.log_alpha[:capacity], new])
+    new: Any = replace(mask, capacity=capacity, log_alpha=log_alpha)
+    return replace(new, made=made(new).astype(new.made.dtype))
 
 
 def _remade(mask: _Mask, capacity: int, **values: float) -> _Mask:

@@ -12,9 +12,10 @@ from jaxtyping import ArrayLike, Float, PyTree
 
 from ._axes import Axes, AxisMap, concatenated, Fused, fused, gated
 from ._costs import Costs
-from ._embed import permuted
+from ._layout import layout
 from ._masks import AbstractMask
 from ._misc import number
+from ._order import permuted
 from ._report import table
 from ._sigmoid import Sigmoid
 from ._stateful import apart, together
@@ -139,8 +140,9 @@ class Found:
         axes, masks = self.learn(*free)
         if isinstance(model, tuple) and len(model) == 2 and isinstance(model[1], eqx.nn.State):
             copy = jtu.tree_map(lambda x: x, model[1])
-            return apart(permuted(together(model[0], copy), axes, masks, orders))
-        return permuted(model, axes, masks, orders)
+            whole = together(model[0], copy)
+            return apart(permuted(whole, layout(whole, axes, masks), orders))
+        return permuted(model, layout(model, axes, masks), orders)
 
     def only(self, *patterns: str) -> "Found":
         """With some of the axes alone."""

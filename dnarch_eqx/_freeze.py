@@ -11,6 +11,7 @@ from ._blocks import is_faded
 from ._masks import Masks
 from ._materialize import check_plan, checked, LEAF, Slicing, values_under
 from ._misc import constant, replace
+from ._order import active_first
 from ._plan import check_covers, exact, Plan
 from ._stateful import apart, together
 
@@ -50,9 +51,10 @@ def freeze(
 
     Raises `ValueError` as [`dnarch_eqx.materialize`][] does.
     """
+    whole = model if model_state is None else together(model, model_state)
+    whole, masks = active_first(whole, axes, masks)
     tight = exact(masks)
     sizes = tight | ({} if plan is None else Plan(plan))
-    whole = model if model_state is None else together(model, model_state)
     resolved = checked(whole, axes, masks)
     check_plan(sizes, masks)
     check_covers(sizes, masks)

@@ -6,11 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ._masks import AbstractMask, bucket_in_range, HIGHEST, made, names, threshold_in_range
+from ._curve import AbstractCurve
+from ._made import made
+from ._masks import AbstractMask, bucket_in_range, HIGHEST, names, threshold_in_range
 from ._misc import as_float, number, positive, replace
 
 
-class Gaussian(AbstractMask):
+class Gaussian(AbstractCurve):
     r"""Keeps a centred window of an axis: kernel extents (Eq. 3).
 
     $m(x) = \exp(-(x - \mu)^2 / 2 \sigma^2)$ where that is at least the threshold, else 0,

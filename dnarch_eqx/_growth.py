@@ -1,28 +1,22 @@
 # Capacities that are extended, and given back.
 
-import functools as ft
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
-import jax.tree_util as jtu
-import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import PyTree
 
 from ._axes import AxisMap
-from ._extended import at_capacities, slope, stand_ins, windows
+from ._carried import axes_in, carried, inside, parts, taken
+from ._extended import at_capacities, stand_ins, windows
 from ._layout import capacities as capacities_of, layout
-from ._masks import as_single, check_masks, Masks
+from ._masks import as_single, Masks
 from ._materialize import fits
-from ._misc import positive, replace
-from ._moments import moved, Number
-from ._nodes import nodes
+from ._misc import positive
 from ._plan import counts
-from ._regrown import cut, Place, Regrown
+from ._regrown import cut, Regrown
 from ._state import State
-from ._stateful import apart, is_apart, together
 
 
 _State = TypeVar("_State", bound=State | tuple[Any, Any])
@@ -85,8 +79,8 @@ def grow(
             state = dn.grow(state, axes, Network(sizes, key=key), optim)
         ```
     """
-    whole, known = _given(state)
-    new = _whole(fresh, _parts(state)[2])
+    whole, known = taken(state)
+    new = _whole(fresh, parts(state)[2])
     given = {} if capacities is None else _checked(capacities)
     added = {} if masks is None else as_single(masks)
     if twice := sorted(set(added) & set(known)):
@@ -126,7 +120,7 @@ def compact(
     Raises `ValueError` for an axis without a mask, and a capacity that is larger, too small, or
     that the mask cannot have.
     """
-    whole, known = _given(state)
+    whole, known = taken(state)
     given, active = _checked(capacities), counts(known)
     for axis, size in given.items():
         if axis not in known:
@@ -148,14 +142,6 @@ def compact(
     return _moved(state, whole, axes, new, optim, kept, {})
 
 
-def axes_in(axes: AxisMap, model: PyTree) -> AxisMap:
-    """The axes of what is in a model: it may have fewer blocks than they were declared for."""
-    every = list(nodes(model))
-    paths = {path for path, _ in every}
-    outside = tuple(f"{path}.init" for path, node in every if is_apart(node))
-    return {p: spec for p, spec in axes.items() if p in paths or p.startswith(outside)}
-
-
 def _moved(
     state: Any,
     old: PyTree,
@@ -166,7 +152,7 @@ def _moved(
     added: Masks,
 ) -> Any:
     """The state in a model of other capacities, as large as `sizes` says."""
-    model, known, model_state, opt_state = _parts(state)
+    known = parts(state)[1]
     masks, factors = at_capacities(known, sizes)
     both = {axis: windows(known[axis], mask) for axis, mask in masks.items()}
     masks |= added
@@ -175,66 +161,12 @@ def _moved(
     )
     whole = regrown(new, old)
     fits(whole, axes, masks)
-    grown, grown_state = (whole, None) if model_state is None else apart(whole)
-    if not isinstance(state, State):
-        return grown, masks
-    if opt_state is not None:
-        if optim is None:
-            raise ValueError("`optim` is needed: `state` has an `opt_state`.")
-        params = eqx.filter((grown, masks), eqx.is_inexact_array)
-        before = eqx.filter((model, dict(known)), eqx.is_inexact_array)
-        first = jtu.SequenceKey(0)
-        places = {
-            (first, *keys): place._replace(was=(first, *place.was))
-            for keys, place in regrown.places.items()
-        }
-        of_masks, numbers = _of_masks(known, masks)
-        opt_state = moved(optim, opt_state, before, params, places | of_masks, numbers)
-    fields = {"opt_state": opt_state, "model_state": grown_state}
-    return replace(state, model=grown, masks=masks, **fields)
-
-
-def _of_masks(old: Masks, new: Masks) -> tuple[dict[Any, Place], dict[Any, Number]]:
-    """Where the numbers of masks come from, and how they change."""
-    places, numbers = {}, {}
-    for axis in set(old) & set(new):
-        for (keys, before), after in zip(
-            jtu.tree_leaves_with_path(old[axis]), jtu.tree_leaves(new[axis]), strict=True
-        ):
-            at = (jtu.SequenceKey(1), jtu.DictKey(axis), *keys)
-            whole = tuple(np.arange(n) for n in before.shape)
-            if before.shape == after.shape:
-                places[at] = Place(at, before.shape, whole, whole)
-                by = ft.partial(slope, old[axis], keys[0].name, new[axis].capacity)
-                numbers[at] = Number(before, after, by)
-    return places, numbers
+    return carried(state, whole, masks, regrown.places, optim)
 
 
 #
 # Arguments.
 #
-
-
-def _parts(state: Any) -> tuple[Any, Any, Any, Any]:
-    """Model, masks, the model's state and the optimizer's."""
-    if isinstance(state, State):
-        return state.model, state.masks, state.model_state, state.opt_state
-    if isinstance(state, tuple) and len(state) == 2:
-        return *state, None, None
-    raise ValueError(
-        "`state` must be a `dn.State`, or a pair of a model and masks; got "
-        f"{type(state).__name__}."
-    )
-
-
-def _given(state: Any) -> tuple[PyTree, dict[str, Any]]:
-    """The model with its state inside, and the masks."""
-    model, masks, model_state, _ = _parts(state)
-    check_masks(masks)
-    if any(isinstance(x, Tracer) for x in jtu.tree_leaves((model, masks))):
-        raise ValueError("`state` is traced: capacities change on the host, outside of jit.")
-    counts(masks)
-    return _together(model, model_state), dict(masks)
 
 
 def _checked(capacities: Any) -> dict[str, int]:
@@ -245,18 +177,13 @@ def _checked(capacities: Any) -> dict[str, int]:
     return {axis: positive(f"capacities[{axis!r}]", n) for axis, n in capacities.items()}
 
 
-def _together(model: PyTree, state: eqx.nn.State | None) -> PyTree:
-    # A copy, as one that was used is invalid.
-    return model if state is None else together(model, jtu.tree_map(lambda x: x, state))
-
-
 def _whole(model: PyTree, model_state: Any) -> PyTree:
     pair = isinstance(model, tuple) and len(model) == 2
     has_state = pair and isinstance(model[1], eqx.nn.State)
     if has_state != (model_state is not None):
         wanted = "the model alone" if model_state is None else "the pair of model and state"
         raise ValueError(f"`fresh` must be {wanted}, as in `state`.")
-    return _together(*model) if has_state else model
+    return inside(*model) if has_state else model
 
 
 def _sizes_of(

@@ -1,6 +1,6 @@
 import abc
-import dataclasses
 import functools as ft
+import itertools as it
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 
+from ._made import arrays, made, near, numbers, own
 from ._misc import as_float, number, replace, straight_through
 
 
@@ -36,24 +37,16 @@ class AbstractMask(eqx.Module):
     learn: eqx.AbstractVar[tuple[str, ...]]
 
     @abc.abstractmethod
-    def coordinates(self) -> np.ndarray:
-        """Where the positions of the axis lie, in [-1, 1]."""
-
-    @abc.abstractmethod
     def window(self, bucket: int) -> slice:
         """The positions that a bucket of this size keeps."""
 
     @abc.abstractmethod
-    def smooth(self, x: Float[Array, " x"]) -> Float[Array, " x"]:
-        """The mask at the coordinates `x`, before the threshold."""
+    def __call__(self, bucket: int | None = None) -> Float[Array, " bucket"]:
+        """The mask at the positions that `bucket` keeps; by default at all of them."""
 
     @abc.abstractmethod
     def smallest_bucket(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
         """The smallest bucket whose window holds all positions marked `active`."""
-
-    @abc.abstractmethod
-    def cutoff(self) -> Float[Array, ""]:
-        """The coordinate $x_{T_m}$ at which the mask meets the threshold (Eq. 5, 6)."""
 
     @abc.abstractmethod
     def unclipped_size(self) -> Float[Array, ""]:
@@ -96,24 +89,12 @@ class AbstractMask(eqx.Module):
         """
         values = {name: getattr(self, name) for name in names}
         if not isinstance(getattr(self, "made", None), Tracer | None):
-            doubt = jnp.where(_own(self), 0.0, jnp.nan)
+            doubt = jnp.where(own(self), 0.0, jnp.nan)
             values = {name: x + doubt for name, x in values.items()}
         return tuple(
             value if name in self.learn else lax.stop_gradient(value)
             for name, value in values.items()
         )
-
-    def at(self, x: Float[Array, " x"]) -> Float[Array, " x"]:
-        """The mask at the coordinates `x`: zero below the threshold (Eq. 3, 4)."""
-        smooth = self.smooth(x)
-        # Not `smooth >= threshold`: what is no number is to stay none.
-        return jnp.where(smooth < self.threshold, jnp.zeros_like(smooth), smooth)
-
-    def __call__(self, bucket: int | None = None) -> Float[Array, " bucket"]:
-        """The mask at the positions that `bucket` keeps; by default at all of them."""
-        kept = self.window(self.capacity if bucket is None else bucket)
-        # Coordinates are constants, the same whatever the bucket: values agree exactly.
-        return self.at(as_float(self.coordinates()[kept]))
 
     def size(self) -> Float[Array, ""]:
         """The continuous size: at most the capacity, by a clip whose gradient passes
@@ -129,6 +110,41 @@ class AbstractMask(eqx.Module):
         the mask is no number its positions count: nothing is cropped unseen.
         """
         return self.smallest_bucket(jnp.logical_not(self() <= 0))
+
+    def count(self) -> Int[Array, ""]:
+        """How many positions are active: as many as a slice must hold, but where positions
+        between are not.
+        """
+        return self.active()
+
+    def counted(self, count: int) -> "AbstractMask":
+        """The mask with so many positions active, changed as little as that takes: itself if it
+        has, or cannot have so many. On the host.
+        """
+        # As it is, if it can be; a whole size may be a matter of rounding.
+        sizes = (count - below for below in (0.0, 0.1, 0.3, 0.5))
+        near = it.chain([self], (self.resized(size) for size in sizes))
+        return next((new for new in near if int(new.active()) == count), self)
+
+    def drawn(self, key: PRNGKeyArray | None, still: Bool[ArrayLike, ""]) -> "AbstractMask":
+        """The mask that a step of training uses: of one that is random with this key, unless it
+        is to be `still`. By default the mask itself.
+        """
+        del key, still
+        return self
+
+    def order(self) -> Int[np.ndarray, " capacity"] | None:
+        """An order of the positions in which the active ones come first; `None` where they do.
+        On the host.
+        """
+        return None
+
+    def permuted(self, order: Int[np.ndarray, " capacity"]) -> "AbstractMask":
+        """The mask over positions in another order. By default itself: its values go by the
+        place.
+        """
+        del order
+        return self
 
 
 # An immutable view: a dictionary, wherever masks are made.
@@ -156,34 +172,6 @@ def product(*values: Float[Array, " _"]) -> Float[Array, "..."]:
 #
 
 
-def made(mask: AbstractMask) -> Float[Array, " numbers"]:
-    """The static fields of a mask as numbers. A mask keeps them as an array too, a parameter
-    that is not learned, so that they are in a file with the others: reading that file into a
-    mask that was made otherwise is noticed, see [`count_or_fault`][].
-    """
-    return as_float(np.array(list(_made(mask).values())))
-
-
-def _made(mask: Any) -> dict[str, float]:
-    learned = sum(2**i for i, name in enumerate(arrays(mask)) if name in mask.learn)
-    return {
-        "capacity": mask.capacity,
-        "threshold": mask.threshold,
-        "learn": learned,
-    }
-
-
-def _own(mask: Any) -> Bool[Array, ""]:
-    """Whether the numbers of a mask are those of its static fields, up to rounding."""
-    return jnp.all(_near(mask), axis=-1)
-
-
-def _near(mask: Any) -> Bool[Array, "*batch numbers"]:
-    made = jnp.asarray(mask.made)
-    wanted = jnp.broadcast_to(jnp.asarray(list(_made(mask).values()), made.dtype), made.shape)
-    return jnp.abs(made - wanted) <= max(1e-4, 4 * float(jnp.finfo(made.dtype).eps)) * wanted
-
-
 def finite(mask: AbstractMask) -> Bool[Array, ""]:
     """Whether all parameters are."""
     each = [jnp.all(jnp.isfinite(x)) for x in jtu.tree_leaves(mask)]
@@ -197,7 +185,7 @@ def count_or_fault(mask: AbstractMask) -> Int[Array, ""]:
     """The active count, or why there is none: a negative number. Works inside jit."""
     count = mask.active()
     if hasattr(mask, "made"):
-        count = jnp.where(_own(mask), count, FOREIGN)
+        count = jnp.where(own(mask), count, FOREIGN)
     return jnp.where(finite(mask), count, NOT_FINITE)
 
 
@@ -209,8 +197,8 @@ def fault(axis: str, mask: Any, code: int) -> ValueError:
         return ValueError(f"The mask of axis {axis!r} is not finite: {listed}.")
     listed = ", ".join(
         f"`{name}` {float(given):g} in a mask of {wanted:g}"
-        for (name, wanted), given, near in zip(_made(mask).items(), mask.made, _near(mask))
-        if not near
+        for (name, wanted), given, same in zip(numbers(mask).items(), mask.made, near(mask))
+        if not same
     )
     return ValueError(
         f"The mask of axis {axis!r} holds the parameters of one that was made otherwise: "
@@ -243,7 +231,7 @@ def as_single(masks: Masks) -> dict[str, AbstractMask]:
         if hasattr(mask, "made"):
             # Not what it was rounded to, unless it is another's.
             kept: Any = single[axis]
-            exact = jnp.where(_own(mask), made(mask).astype(kept.made.dtype), kept.made)
+            exact = jnp.where(own(mask), made(mask).astype(kept.made.dtype), kept.made)
             single[axis] = replace(kept, made=exact)
     return single
 
@@ -261,11 +249,6 @@ def check_masks(masks: Any) -> None:
                 f"`masks` has {type(mask).__name__} for axis {axis!r}: give a mask, such as "
                 "`dn.Sigmoid(capacity)`."
             )
-
-
-def arrays(mask: AbstractMask) -> list[str]:
-    """The names of the fields that are not static."""
-    return [f.name for f in dataclasses.fields(mask) if not f.metadata.get("static")]
 
 
 #

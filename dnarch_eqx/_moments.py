@@ -75,14 +75,18 @@ class _Moving:
         self.values = {keys: x for group in self.after.values() for keys, x in group.items()}
         self.places, self.numbers = places, numbers
         self.copies = self._copies()
+        self.stay = all(place.stays for place in places.values())
 
     def __call__(self, keys: Keys, new: Any) -> Any:
         start, stop = self._parameter(keys)
         if start == stop:
             old = self.old.get(keys, new)
-            if jnp.shape(old) == jnp.shape(new):
+            same = jnp.shape(old) == jnp.shape(new)
+            if same and (self.stay or jnp.ndim(old) == 0):
                 return old
             flat = self._flat(new, old)
+            if flat is None and same:
+                return old
             return _anew(keys, new) if flat is None else flat
         parameter = keys[start:stop]
         place = self.places.get(parameter)
@@ -98,12 +102,13 @@ class _Moving:
             slope = jnp.asarray(number.slope(), old.dtype)
             return number.value + slope * (old - number.before)
         shape = self.values[parameter].shape
-        if jnp.shape(old) == jnp.shape(new) and place.shape == shape:
+        same = jnp.shape(old) == jnp.shape(new)
+        if same and place.shape == shape and place.stays:
             return old
         factored = self._factored(keys, start, stop, place)
         if factored is not None:
             return factored
-        if jnp.shape(old) == jnp.shape(new):
+        if same and place.shape != shape:
             return old
         at = _matched(place, shape, jnp.shape(old), jnp.shape(new))
         return _anew(keys, new) if at is None else at.put(new, old)

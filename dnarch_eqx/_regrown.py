@@ -20,6 +20,8 @@ from ._nodes import is_shape, static_numbers
 
 
 Keys = tuple[Any, ...]
+# A window of positions, or these positions.
+Kept = slice | Int[np.ndarray, " _"]
 Factors = Mapping[str, Float[np.ndarray, " _"]]
 
 
@@ -37,9 +39,14 @@ class Place(NamedTuple):
     new: tuple[Int[np.ndarray, " _"], ...]
     scale: Float[np.ndarray, "..."] | None = None
 
+    @property
+    def stays(self) -> bool:
+        """Whether entries are where they were, if the array has the same shape."""
+        return all(np.array_equal(a, b) for a, b in zip(self.old, self.new))
+
     def put(self, new: Any, old: Any, scaled: bool = False) -> Array:
         """The old array's entries in their places of the new one, in the old one's dtype."""
-        if new.shape == old.shape and not (scaled and self.scale is not None):
+        if new.shape == old.shape and self.stays and not (scaled and self.scale is not None):
             return old
         part = np.asarray(old)[np.ix_(*self.old)] if self.old else np.asarray(old)
         if scaled and self.scale is not None:
@@ -58,7 +65,7 @@ class Regrown:
         self,
         new: Layout,
         old: Layout,
-        windows: Mapping[str, tuple[slice, slice]],
+        windows: Mapping[str, tuple[Kept, Kept]],
         factors: Factors,
     ):
         self.new, self.old = new, old
@@ -100,8 +107,8 @@ class Regrown:
     def blocks(self, new: Any, old: Any, at: Keys, was: Keys, part: Factor) -> Any:
         axis = str(part.axis)
         whole = slice(0, len(new))
-        there = range(len(new))[self.there.get(axis, whole)]
-        here = range(len(old))[self.here.get(axis, whole)]
+        there = np.arange(len(new))[self.there.get(axis, whole)].tolist()
+        here = np.arange(len(old))[self.here.get(axis, whole)].tolist()
         blocks = list(new)
         for i, j in zip(there, here, strict=True):
             keys = jtu.SequenceKey(i), jtu.SequenceKey(j)

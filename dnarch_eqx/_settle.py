@@ -42,7 +42,7 @@ def settled(masks: Masks, budgets: Budgets, step: int = 0) -> dict[str, Abstract
     some = [b.resolved(masks).at(step) for b in listed(budgets) if b.hold != "penalty"]
     found = _whole(masks, _counting(masks, some), some)
     return {
-        axis: _with_count(mask, found[axis]) if axis in found else mask
+        axis: mask.counted(found[axis]) if axis in found else mask
         for axis, mask in masks.items()
     }
 
@@ -52,13 +52,6 @@ def _counting(masks: Masks, budgets: Sequence[Budget]) -> list[str]:
     now = {axis: as_float(n) for axis, n in counts(masks).items()}
     slopes = [jax.grad(budget.of)(now) for budget in budgets]
     return [a for a, m in masks.items() if m.learn and any(s[a] > 0 for s in slopes)]
-
-
-def _with_count(mask: AbstractMask, count: int) -> AbstractMask:
-    # As it is, if it can be; a whole size may be a matter of rounding.
-    sizes = (count - below for below in (0.0, 0.1, 0.3, 0.5))
-    near = it.chain([mask], (mask.resized(size) for size in sizes))
-    return next((new for new in near if int(new.active()) == count), mask)
 
 
 def _whole(masks: Masks, learned: list[str], budgets: Sequence[Budget]) -> dict[str, int]:
@@ -100,7 +93,7 @@ def _whole(masks: Masks, learned: list[str], budgets: Sequence[Budget]) -> dict[
 
 
 def _reached(mask: AbstractMask, size: float) -> int:
-    return int(mask.resized(size).active())
+    return int(mask.resized(size).count())
 
 
 def _moves(axes: int) -> Float[np.ndarray, "moves axes"]:

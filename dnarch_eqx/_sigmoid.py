@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from ._curve import AbstractCurve
+from ._made import made
 from ._masks import (
     AbstractMask,
     bucket_in_range,
     HIGHEST,
     LOWEST,
-    made,
     names,
     threshold_in_range,
 )
@@ -25,7 +26,7 @@ _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1.0, 1e30
 _BEYOND = 1e-3
 
 
-class Sigmoid(AbstractMask):
+class Sigmoid(AbstractCurve):
     r"""Keeps a prefix of an axis: widths, depths, resolutions (Eq. 4).
 
     $m(x) = \sigma(\tau (\mu - x))$ where that is at least the threshold, else 0, over

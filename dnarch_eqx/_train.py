@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import optax
@@ -17,7 +18,7 @@ from ._budgets import Budgets, listed
 from ._custom_types import Loss
 from ._embed import embed_state
 from ._hold import along, held as nearer
-from ._masks import Masks, with_learned
+from ._masks import AbstractMask, Masks, with_learned
 from ._materialize import materialize
 from ._misc import as_float, computed_once
 from ._sizes import project
@@ -28,6 +29,9 @@ from ._state import State, StepInfo
 # left out, or it is taken like any other (masks never are: they stay where they were).
 OnNonfinite: TypeAlias = Literal["raise", "skip", "ignore"]
 
+
+# Folded into a step's key for masks that are random: the loss has the key as it is.
+_OF_MASKS = 0x6D61736B
 
 # From (state, batch, key, budget) under a plan to (state, info).
 Step: TypeAlias = Callable[
@@ -84,7 +88,8 @@ def make_step(
 
         def objective(params: tuple[PyTree, Masks]) -> tuple[Float[Array, ""], Any]:
             model, masks = params
-            net = materialize(model, axes, masks, plan, model_state=held, check_coverage=False)
+            drawn = _drawn(masks, key, state.settled)
+            net = materialize(model, axes, drawn, plan, model_state=held, check_coverage=False)
             if held is None:
                 value, metrics = _evaluated(loss(net, batch, key), has_aux)
                 after = None
@@ -134,6 +139,16 @@ def make_step(
         return new, StepInfo(value, complexity, deployed, metrics, flags, signals)
 
     return step
+
+
+def _drawn(
+    masks: Masks, key: PRNGKeyArray | None, still: Bool[Array, ""]
+) -> dict[str, AbstractMask]:
+    """The masks that this step uses."""
+    keys = [None] * len(masks)
+    if key is not None and any(type(m).drawn is not AbstractMask.drawn for m in masks.values()):
+        keys = jr.split(jr.fold_in(key, _OF_MASKS), len(masks))
+    return {axis: mask.drawn(k, still) for (axis, mask), k in zip(masks.items(), keys)}
 
 
 def _complexities(

@@ -223,10 +223,11 @@ def _masks(masks: dn.Masks):
     plots = plots[0]
     for plot, (kind, axes) in zip(plots, kinds.items()):
         for axis in axes:
-            plot.plot(masks[axis].coordinates(), masks[axis](), ".-", alpha=0.6, markersize=3)
+            values = masks[axis]()
+            plot.plot(range(1, len(values) + 1), values, ".-", alpha=0.6, markersize=3)
         plot.axhline(0.1, color="k", linewidth=0.8, linestyle=":")
         plot.set_title(kind)
-        plot.set_xlabel("position on [-1, 1]")
+        plot.set_xlabel("position")
     plots[0].set_ylabel("mask")
     figure.tight_layout()
     return figure

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 
 import dnarch_eqx as dn
-from recipes import _folder, _pictures
+from recipes import _folder, _pictures, _pruning
 from recipes._train import Run
 
 
@@ -32,6 +32,8 @@ def _text(run: Run) -> str:
     complexity = float(built.cost(dn.exact(run.masks)) / built.cost(built.target))
     title = f"{settings.learn or 'base'}, CCNN"
     over_base = f"Complexity over that of the base network: {complexity:.3f}. "
+    if settings.variant in _pruning.NAMES:
+        title = f"{settings.variant}, CCNN"
     if settings.rival:
         title, over_base = settings.variant.upper(), ""
     results = [("metric", "valid", "test")]

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from dnarch_eqx import nn
-from recipes import _hyperparameters
+from recipes import _hyperparameters, _pruning
 
 
+Variant = Literal[
+    "base", "k", "kr", "krwd", "fno", "s4d", "magnitude", "l0", "diffstride"
+]  # fmt: skip
 _Value = TypeVar("_Value", int, float, bool)
 
 
@@ -41,9 +44,10 @@ class Overrides:
 class Options:
     """What there is to choose for every task."""
 
-    variant: Literal["base", "k", "kr", "krwd", "fno", "s4d"] = "krwd"
+    variant: Variant = "krwd"
     """What is learned: nothing, with global kernels; kernels; resolutions; widths and depth.
-    Or another network, to compare with: `fno` for fields, `s4d` for sequences."""
+    Or another network, to compare with: `fno` for fields, `s4d` for sequences. Or another way
+    to a network of the base's complexity: `magnitude`, `l0`, `diffstride`."""
     base: str = ""
     """The base network, as DEPTHxWIDTH: by default 4x140, on a laptop 2x24; `fno` is 4x32 and
     `s4d` 4x64."""
@@ -123,7 +127,8 @@ class Settings:
 
     @property
     def learn(self) -> str:
-        return "" if self.variant == "base" or self.rival else self.variant.upper()
+        others = (*_hyperparameters.RIVALS, *_pruning.NAMES, "base")
+        return "" if self.variant in others else self.variant.upper()
 
     @property
     def rival(self) -> bool:
@@ -177,11 +182,15 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         raise ValueError(f"`start` must be positive, got {options.start}.")
     # The paper's λ of 0.1 pulls over tens of thousands of steps, hardly at all over hundreds.
     pull = row.budget_weight if laptop is None else max(row.budget_weight, 1.0)
-    if options.variant != "krwd":
+    held = options.variant in ("krwd", "l0", "diffstride")
+    if not held:
         pull = 0.0  # of kernels and resolutions the task alone decides (Section 4)
     usual_hold = "exact" if laptop is not None and over.budget_weight is None else "penalty"
     hold = usual_hold if over.hold is None else over.hold
-    hold = "penalty" if options.variant != "krwd" else hold
+    hold = hold if held else "penalty"
+    mask_rate = 1.0 if laptop is None else 0.3
+    if options.variant == "l0":
+        mask_rate = 10.0  # of each gate, where others learn one number for an axis
     # Never the whole run: so many epochs of warm-up belong to the paper's number of epochs.
     warmup = steps // 10 if asked else row.warmup * epoch
     return Settings(
@@ -199,7 +208,7 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         warmup=warmup,
         batch_size=batch_size,
         learning_rate=_given(over.learning_rate, rate),
-        mask_rate=_given(options.mask_rate, 1.0 if laptop is None else 0.3),
+        mask_rate=_given(options.mask_rate, mask_rate),
         weight_decay=_given(over.weight_decay, decay),
         dropout=_given(over.dropout, dropout),
         omega_0=_given(over.omega_0, row.omega_0 * side / row.side),

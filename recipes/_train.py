@@ -22,7 +22,7 @@ import optax
 from tqdm import tqdm
 
 import dnarch_eqx as dn
-from recipes import _folder, _network, _planner, _rivals
+from recipes import _folder, _network, _planner, _pruning, _rivals
 from recipes._folder import Checkpoint, Trajectory
 from recipes._network import Built, Network
 from recipes._settings import Settings
@@ -94,7 +94,7 @@ def train(
     with tqdm(data, task.name, **shown, disable=None) as bar:
         batch = iter(bar)
         while now.step < settings.steps:
-            now = _segment(settings, folder, planner, now, batch, watch)
+            now = _segment(settings, folder, built, planner, now, batch, watch)
             _evaluate(task, settings, folder, planner, now)
             now.save(folder)
     return _deploy(task, settings, folder, built, planner, now)
@@ -127,18 +127,18 @@ def build(network: Network, settings: Settings) -> Built:
         return _rivals.build(
             settings.variant, network, settings.base, dropout=settings.dropout, key=key
         )
-    return _network.build(
-        network,
-        settings.base,
-        settings.learn,
-        sigma=settings.sigma,
-        temperatures=settings.temperatures,
-        omega_0=settings.omega_0,
-        dropout=settings.dropout,
-        start=settings.start,
-        stream=settings.stream,
-        key=jr.key(settings.seed),
-    )
+    given: dict[str, Any] = {
+        "sigma": settings.sigma,
+        "temperatures": settings.temperatures,
+        "omega_0": settings.omega_0,
+        "dropout": settings.dropout,
+        "start": settings.start,
+        "stream": settings.stream,
+        "key": jr.key(settings.seed),
+    }
+    if settings.variant in _pruning.NAMES:
+        return _pruning.build(settings.variant, network, settings.base, **given)
+    return _network.build(network, settings.base, settings.learn, **given)
 
 
 def predict(task: Task, settings: Settings, net: Any, examples: Arrays) -> np.ndarray:
@@ -210,6 +210,7 @@ def _learner(task: Task, settings: Settings, built: Built) -> dn.Learner:
 def _segment(
     settings: Settings,
     folder: Path,
+    built: Built,
     planner: dn.Planner,
     now: Checkpoint,
     batch: Iterator[Any],
@@ -224,6 +225,8 @@ def _segment(
         key = jr.fold_in(jr.key(settings.seed), step - 1)
         if settings.hold == "exact" and step == settings.settle + 1:
             state = planner.settle(state)
+        if _pruning.due(settings.variant, step - 1, settings.steps):
+            state = _pruned(settings, built, planner.finish(state))
         state, info = planner.step(state, next(batch), key=key)
         infos.append(info)
         if step == end or step % settings.log == 0:
@@ -236,6 +239,10 @@ def _segment(
         for compilation in planner.learner.compilations[known:]:
             _folder.append(folder / "compilations.jsonl", _described(step, compilation))
     return Checkpoint(end, state, planner.state, trajectory)
+
+
+def _pruned(settings: Settings, built: Built, state: dn.State) -> dn.State:
+    return _pruning.pruned(settings.variant, state, built, _optim(settings), settings.steps)
 
 
 def _means(infos: list[dn.runtime.AcceptedInfo]) -> dict[str, float]:

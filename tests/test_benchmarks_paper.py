@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import paper
+from benchmarks import _runs, paper
 from recipes import _settings
 
 
@@ -13,7 +13,7 @@ def write(
 ) -> None:
     """What a run came to, as the benchmark keeps it."""
     options = paper._options(variant)
-    settings = _settings.resolve(paper.KINDS[task].row, options, 2**31, 1)
+    settings = _settings.resolve(_runs.KINDS[task].row, options, 2**31, 1)
     metric = "relative l2" if task == "darcy" else "accuracy"
     result = {
         "about": "made up",
@@ -25,7 +25,7 @@ def write(
         "parameters": 100,
         "operations": 1e6,
         "architecture": [["block", "kernel"], ["1", "7"]] if variant == "krwd" else [],
-        "settings": paper._comparable(settings),
+        "settings": _runs.comparable(settings),
     }
     result |= changes
     (folder / f"{task}-{variant}-seed{seed}.json").write_text(json.dumps(result))
@@ -74,8 +74,8 @@ def test_results_of_other_settings(tmp_path, task, variant):
     """Are not mixed in: neither those of before, nor some of each."""
     write(tmp_path, task, variant, 0, 0.5)
     tables(tmp_path)
-    row = paper.KINDS[task].row
-    settings = paper._comparable(_settings.resolve(row, paper._options(variant), 2**31, 1))
+    row = _runs.KINDS[task].row
+    settings = _runs.comparable(_settings.resolve(row, paper._options(variant), 2**31, 1))
     steps = settings["steps"]
     for changes in ({"steps": 7}, {"omega_0": 1e9}):
         write(tmp_path, task, variant, 1, 0.5, settings=settings | changes)

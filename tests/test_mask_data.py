@@ -14,7 +14,8 @@ import pytest
 from helpers import entered, filled, moved, same
 
 import dnarch_eqx as dn
-from dnarch_eqx._masks import _own, as_single, with_learned
+from dnarch_eqx._made import own as is_own
+from dnarch_eqx._masks import as_single, with_learned
 from dnarch_eqx._plan import check_covers, counts
 
 
@@ -113,7 +114,7 @@ def test_a_weak_number_becomes_a_strong_array():
 #
 
 
-class Free(dn.AbstractMask):
+class Free(dn.AbstractCurve):
     """A user's own: a value a position, and a scale that is not learned."""
 
     values: jax.Array
@@ -274,7 +275,7 @@ def test_no_mask_is_taken_for_foreign(capacity, size, temperature, threshold):
     average = jtu.tree_map(lambda a, b: 0.1 * a + 0.9 * b, masks, masks)
     half = [cast(masks, dtype) for dtype in (jnp.bfloat16, jnp.float16)]
     for each in (masks, average, *half, *map(as_single, half)):
-        assert all(bool(_own(mask)) for mask in each.values())
+        assert all(bool(is_own(mask)) for mask in each.values())
 
 
 def test_nothing_of_it_is_trained():

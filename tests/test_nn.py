@@ -629,7 +629,7 @@ def test_starts_as_the_base_network(base, getkey):
     assert float(jax.jit(lambda masks: budget.complexity(masks))(masks)) == pytest.approx(
         1, abs=1e-5
     )
-    resolution = masks["blocks.0.resolution.y"]
+    resolution: Any = masks["blocks.0.resolution.y"]
     assert float(resolution.at(jnp.ones(1))[0]) == pytest.approx(0.85, abs=1e-6)
     # The highest frequency, not quite a position before.
     highest = 1 / (1 + 0.15 / 0.85 * math.exp(-25 * 2 * 0.999 / 32))

@@ -264,11 +264,13 @@ def test_masks_stay_admissible_at_absurd_rates(rate, net, getkey):
         state, info = step(state, batch, None, None, dn.Plan())
         assert info.covered and info.finite
         for mask in state.masks.values():
-            first, end = mask.at(jnp.array([-1.0, 1.0]))
+            curve: Any = mask
+            first, end = curve.at(jnp.array([-1.0, 1.0]))
             assert first >= 0.95 - 1e-3 and end <= 0.85 + 1e-3
             assert 1 <= int(mask.active()) <= 24
     assert float(state.masks["h0"]()[0]) < 0.96, "at the lower bound"
-    assert float(state.masks["h1"].at(jnp.ones(1))[0]) > 0.84, "at the upper bound"
+    curve = state.masks["h1"]
+    assert float(curve.at(jnp.ones(1))[0]) > 0.84, "at the upper bound"
 
 
 def test_masks_in_half_precision_are_widened_and_refused(net, getkey):

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import equinox as eqx
@@ -164,6 +164,16 @@ class CCNN(AbstractFreezable):
         self.pool = pool
         self.dtype = None if dtype is None else jnp.dtype(dtype)
         self.remat = remat
+
+    def fixed_axes(self, lies: Callable[[str], str | None]) -> set[str | None]:
+        """The axes whose positions cannot change places: channels that blocks read and write,
+        as they are the first ones of the stream; but not where all are the stream's own.
+
+        - `lies`: the axis that the first dimension of a path lies on.
+        """
+        ends = (".norm.weight", ".linear2.weight")
+        found = {lies(f".blocks[{i}]{end}") for i in range(len(self.blocks)) for end in ends}
+        return set() if found == {lies(".encoder.linear.weight")} else found
 
     def __call__(
         self,

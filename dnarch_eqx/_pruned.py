@@ -1,0 +1,159 @@
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import optax
+from jaxtyping import ArrayLike, Float
+
+from ._axes import AxisMap
+from ._budgets import Budgets, listed
+from ._carried import taken
+from ._layout import layout
+from ._masks import Masks
+from ._misc import replace
+from ._order import free
+from ._plan import counts
+from ._reordered import in_orders
+from ._state import State
+
+
+_State = TypeVar("_State", bound=State | tuple[Any, Any])
+# What a budget may be exceeded by.
+_TOLERANCE = 1e-6
+
+
+def pruned(
+    state: _State,
+    axes: AxisMap,
+    importance: Mapping[str, Float[ArrayLike, " _"]],
+    budget: Budgets,
+    optim: optax.GradientTransformation | None = None,
+) -> _State:
+    """The state without its least important positions: so many of them, over all axes, that the
+    budget is met. Pruning as it is known, by magnitude say, in place of masks that learn: masks
+    are only made smaller.
+
+    A budget whose target changes with the step makes it pruning in steps. The positions that
+    are kept come first: weights, the optimizer's state and running statistics follow.
+
+    On the host, not inside `jax.jit`.
+
+    !!! Example
+
+        ```python
+        masks = {axis: dn.Sigmoid(n, temperature=1e6) for axis, n in sizes.items()}  # 0 or 1
+        target = optax.linear_schedule(costs.operations(sizes), target, steps)
+        budget = dn.Budget(costs.operations, target, hold="bound")
+        ...
+        if step % 100 == 0:
+            importance = dn.importance(state.model, axes, state.masks)
+            state = dn.pruned(state, axes, importance, budget, optim)
+        ```
+
+    **Arguments:**
+
+    - `state`: what training has come to; or a pair of a model and masks.
+    - `axes`: what lies on which axis.
+    - `importance`: axis to a number for each position, see [`dnarch_eqx.importance`][]. Axes
+        that it lacks stay as they are. Not for axes whose positions come in an order of their
+        own, as layers do.
+    - `budget`: one or several: the targets that their costs are not to exceed, at the state's
+        step; those of a pair are of step 0. Shares are of the capacity.
+    - `optim`: the Optax transformation that the state was made with. None is needed for a
+        state without an `opt_state`.
+
+    **Returns:**
+
+    The same with smaller masks, at least one position each.
+
+    Raises `ValueError` for an axis without a mask, or whose mask does not keep a prefix, or
+    whose positions cannot change places; another number of positions; what is not finite; no
+    budget; a budget that is exceeded with one position on each of these axes.
+    """
+    whole, masks = taken(state)
+    scores = _checked(importance, masks, free(whole, layout(whole, axes, masks)))
+    step = int(state.step) if isinstance(state, State) else 0
+    budgets = [one.resolved(masks).at(step) for one in listed(budget)]
+    if not budgets:
+        raise ValueError("`budget` is None: what is to be pruned is what exceeds it.")
+    active = counts(masks)
+    # What is not active is gone.
+    scores = {
+        axis: np.where(np.arange(len(x)) < active[axis], x, -np.inf)
+        for axis, x in scores.items()
+    }
+    kept = _kept(scores, active, budgets)
+    orders = {axis: np.argsort(-x, kind="stable") for axis, x in scores.items()}
+    state = in_orders(state, axes, optim, orders)
+    smaller = {axis: masks[axis].counted(n) for axis, n in kept.items()}
+    for axis, mask in smaller.items():
+        if int(mask.active()) != kept[axis]:
+            raise ValueError(
+                f"The mask of axis {axis!r} cannot have {kept[axis]} active positions: a "
+                "higher temperature admits smaller sizes."
+            )
+    return _with(state, smaller)
+
+
+def _kept(
+    scores: Mapping[str, Float[np.ndarray, " _"]],
+    active: Mapping[str, int],
+    budgets: list[Any],
+) -> dict[str, int]:
+    """How many positions of each axis are left: the most whose scores exceed one number."""
+    every = np.unique(np.concatenate([x[np.isfinite(x)] for x in scores.values()]))
+
+    def left(i: int) -> dict[str, int]:
+        # Without the positions of the i lowest scores.
+        least = every[i] if i < len(every) else np.inf
+        return {axis: max(int(np.sum(x >= least)), 1) for axis, x in scores.items()}
+
+    def exceeded(i: int) -> float:
+        sizes = {axis: float(n) for axis, n in {**active, **left(i)}.items()}
+        return max(float(one.of(sizes) / one.target) for one in budgets)
+
+    low, high = 0, len(every)
+    if exceeded(high) > 1 + _TOLERANCE:
+        raise ValueError(
+            "`budget` is out of reach: with one position on each axis of `importance` it is "
+            f"exceeded {exceeded(high):.4g} times."
+        )
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if exceeded(middle) <= 1 + _TOLERANCE else (middle + 1, high)
+    return left(low)
+
+
+def _with(state: Any, smaller: Masks) -> Any:
+    if isinstance(state, State):
+        return replace(state, masks=dict(state.masks) | dict(smaller))
+    model, masks = state
+    return model, dict(masks) | dict(smaller)
+
+
+def _checked(
+    importance: Any, masks: Masks, can: set[str]
+) -> dict[str, Float[np.ndarray, " _"]]:
+    if not isinstance(importance, Mapping) or not importance:
+        raise ValueError(
+            "`importance` must be a dictionary from axis to numbers, not empty, as "
+            f"`dn.importance` gives; got {importance!r}."
+        )
+    found = {}
+    for axis, given in importance.items():
+        if axis not in masks:
+            raise ValueError(f"`importance` names {axis!r}, which has no mask.")
+        mask, numbers = masks[axis], np.asarray(given, float)
+        if axis not in can or mask.window(1).start != 0 or mask.order() is not None:
+            raise ValueError(
+                f"`importance` names {axis!r}, whose positions cannot change places: leave it "
+                "out."
+            )
+        if numbers.shape != (mask.capacity,) or not np.all(np.isfinite(numbers)):
+            what = f"shape {numbers.shape}" if numbers.shape != (mask.capacity,) else "NaN"
+            raise ValueError(
+                f"`importance` has {what} for axis {axis!r}: it must be {mask.capacity} "
+                "numbers."
+            )
+        found[axis] = numbers
+    return found

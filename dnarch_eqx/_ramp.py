@@ -1,0 +1,122 @@
+from collections.abc import Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
+
+from ._curve import AbstractCurve
+from ._made import made
+from ._masks import (
+    AbstractMask,
+    bucket_in_range,
+    HIGHEST,
+    LOWEST,
+    names,
+    threshold_in_range,
+)
+from ._misc import as_float, number, positive, replace
+
+
+# In positions: as of the sigmoid.
+_BEYOND = 1e-3
+
+
+class Ramp(AbstractCurve):
+    r"""Keeps a prefix of an axis, and falls linearly at its end: the mask of adaptive attention
+    spans (Sukhbaatar et al. 2019) and of DiffStride (Riad et al. 2022, "Learning strides in
+    convolutional neural networks"), which puts it on frequencies.
+
+    $m(x) = \min(1, \max(0, (\mu - x) / r))$ where that is at least the threshold, else 0, over
+    the axis of [`dnarch_eqx.Sigmoid`][]. The end $\mu$ is learned. Only the positions on the
+    ramp give it a gradient.
+    """
+
+    offset: Float[Array, ""]
+    made: Float[Array, " numbers"] = eqx.field(repr=False)
+    ramp: float = eqx.field(static=True)
+    capacity: int = eqx.field(static=True)
+    threshold: float = eqx.field(static=True)
+    learn: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        capacity: int,
+        *,
+        size: float | None = None,
+        ramp: float = 4.0,
+        threshold: float = 0.1,
+        learn: Sequence[str] = ("offset",),
+    ):
+        """**Arguments:**
+
+        - `capacity`: how many positions the axis has.
+        - `size`: the size to start at. By default that of the largest admissible end, with
+            value 0.85 at the end of the axis.
+        - `ramp`: over how many positions it falls: 4 in DiffStride. At most the capacity.
+        - `threshold`: values below it are zero; in (0, 0.85).
+        - `learn`: `("offset",)`, or nothing.
+
+        Raises `ValueError` if an argument is out of its range.
+        """
+        self.capacity = positive("capacity", capacity)
+        self.threshold = threshold_in_range(threshold)
+        self.learn = names("learn", learn, ("offset",))
+        if not 0 < number("ramp", ramp) <= capacity:
+            raise ValueError(
+                f"`ramp` must lie above 0 and at most at the capacity {capacity}, got {ramp}."
+            )
+        self.ramp = float(ramp)
+        smallest = (LOWEST - self.threshold) * self.ramp
+        size = self._largest if size is None else number("size", size)
+        if not smallest <= size <= max(capacity, self._largest):
+            raise ValueError(
+                f"`size` must lie between {smallest:.4g}, the smallest admissible with a ramp "
+                f"of {ramp}, and the capacity {capacity}; got {size}."
+            )
+        self.offset = as_float(2 * (size + self.threshold * self.ramp) / capacity - 1)
+        self.made = made(self)
+
+    @property
+    def _largest(self) -> float:
+        return self.capacity + (HIGHEST - self.threshold) * self.ramp
+
+    def coordinates(self) -> np.ndarray:
+        k = np.arange(self.capacity)
+        return -1 + 2 * (k + _BEYOND * (k > 0)) / self.capacity
+
+    def window(self, bucket: int) -> slice:
+        return slice(0, bucket_in_range(bucket, self.capacity))
+
+    def smooth(self, x: Float[Array, " x"]) -> Float[Array, " x"]:
+        (offset,) = self.learned("offset")
+        return jnp.clip((offset - as_float(x)) * (self.capacity / (2 * self.ramp)), 0, 1)
+
+    def smallest_bucket(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
+        return jnp.sum(active)
+
+    def cutoff(self) -> Float[Array, ""]:
+        (offset,) = self.learned("offset")
+        return offset - self.threshold * (2 * self.ramp / self.capacity)
+
+    def unclipped_size(self) -> Float[Array, ""]:
+        return (self.cutoff() + 1) * (self.capacity / 2)
+
+    def position(self) -> Float[Array, ""]:
+        return self.unclipped_size() + (1 - _BEYOND)
+
+    def resized(self, size: Float[ArrayLike, ""]) -> AbstractMask:
+        if not self.learn:
+            return self
+        offset = self.offset + (size - self.unclipped_size()) * (2 / self.capacity)
+        return replace(self, offset=offset).project()
+
+    def smallest_size(self) -> Float[Array, ""]:
+        if not self.learn:
+            return self.size()
+        return replace(self, offset=jnp.full_like(self.offset, -jnp.inf)).project().size()
+
+    def project(self) -> "Ramp":
+        length = 2 * self.ramp / self.capacity
+        offset = jnp.clip(self.offset, -1 + LOWEST * length, 1 + HIGHEST * length)
+        return replace(self, offset=offset)
