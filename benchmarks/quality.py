@@ -4,7 +4,7 @@
 
 DNArch (KRWD) beside magnitude pruning, L0 gates, FlexConv (kernels alone: K) and DiffStride
 (resolutions alone), see `recipes._pruning`, and the base itself: of the recipes' laptop
-presets, half as long. Runs and results are kept as by `python -m benchmarks paper`. It prints,
+presets, a third as long. Runs and results are kept as by `python -m benchmarks paper`. It prints,
 and writes to `tables.md` of the results, test metrics (the mean and the standard deviation over
 seeds), by how much they differ from the base of the same seed, deployed complexity, operations
 of an evaluation that XLA counts, and time of the training steps, all three over the base's.
@@ -78,7 +78,7 @@ def run(path: Path | None, arguments: list[str]) -> None:
 
 def _options(task: str, variant: str) -> _settings.Options:
     name: Any = variant
-    steps = LAPTOP[KINDS[task].row].steps // 2
+    steps = LAPTOP[KINDS[task].row].steps // 3
     return _settings.Options(variant=name, overrides=_settings.Overrides(steps=steps))
 
 

@@ -141,10 +141,10 @@ class HardConcrete(AbstractMask):
         return replace(self, noise=lax.stop_gradient(noise), still=jnp.asarray(still))
 
     def order(self) -> Int[np.ndarray, " capacity"] | None:
-        log_alpha = np.asarray(self.log_alpha)
-        if not np.any(np.diff(np.asarray(self._open()).astype(int)) > 0):
-            return None
-        return np.argsort(-log_alpha, kind="stable")
+        shut = np.asarray(self.log_alpha) <= self._end
+        # Stable: layers that are left stay in their order.
+        order = np.argsort(shut, kind="stable")
+        return None if np.array_equal(shut, shut[order]) else order
 
     def permuted(self, order: Int[np.ndarray, " capacity"]) -> AbstractMask:
         return replace(self, log_alpha=self.log_alpha[order])

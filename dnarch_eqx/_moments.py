@@ -30,6 +30,8 @@ class Number(NamedTuple):
 
 # By the path of a parameter: where its entries come from. One that is missing is new.
 Places = Mapping[Keys, Place]
+# Weights, learned numbers of masks, and the others.
+_KINDS = ("weight", "mask", "fixed")
 # The fields of `optax.FactoredState`, and the path of a parameter in them.
 _FACTORED = ("v_row", "v_col", "v")
 
@@ -72,7 +74,7 @@ class _Moving:
     ):
         self.old, self.new = old, new
         self.before, self.after = (_by_kind(params) for params in (before, after))
-        self.values = {keys: x for group in self.after.values() for keys, x in group.items()}
+        self.values = {keys: x for keys, (_, x) in self.after.items()}
         self.places, self.numbers = places, numbers
         self.copies = self._copies()
         self.stay = all(place.stays for place in places.values())
@@ -156,9 +158,10 @@ class _Moving:
     def _flat(self, new: Any, old: Any) -> Array | None:
         """Where all parameters, or all of some kinds, are kept as one vector."""
         for n in (3, 2, 1):
-            for kinds in it.combinations(self.after, n):
+            for kinds in it.combinations(_KINDS, n):
+                # In the order of the tree's leaves.
                 after, before = (
-                    {k: x for kind in kinds for k, x in params[kind].items()}
+                    {k: x for k, (kind, x) in params.items() if kind in kinds}
                     for params in (self.after, self.before)
                 )
                 starts, total = _starts(after)
@@ -179,15 +182,15 @@ class _Moving:
         return None
 
 
-def _by_kind(params: Any) -> dict[str, dict[Keys, Array]]:
-    """Weights, learned numbers of masks, and the others, each in their order."""
-    found: dict[str, dict[Keys, Array]] = {"weight": {}, "mask": {}, "fixed": {}}
+def _by_kind(params: Any) -> dict[Keys, tuple[str, Array]]:
+    """Every parameter and its kind, in the order of the tree's leaves."""
+    found: dict[Keys, tuple[str, Array]] = {}
     for keys, x in jtu.tree_leaves_with_path(params):
         kind = "weight"
         if keys[0].idx == 1:
             learned = keys[2].name in params[1][keys[1].key].learn
             kind = "mask" if learned else "fixed"
-        found[kind][keys] = x
+        found[keys] = kind, x
     return found
 
 

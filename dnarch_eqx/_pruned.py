@@ -100,7 +100,9 @@ def _kept(
     active: Mapping[str, int],
     budgets: list[Any],
 ) -> dict[str, int]:
-    """How many positions of each axis are left: the most whose scores exceed one number."""
+    """How many positions of each axis are left: the most whose scores exceed one number, and
+    then those that still fit.
+    """
     every = np.unique(np.concatenate([x[np.isfinite(x)] for x in scores.values()]))
 
     def left(i: int) -> dict[str, int]:
@@ -108,20 +110,32 @@ def _kept(
         least = every[i] if i < len(every) else np.inf
         return {axis: max(int(np.sum(x >= least)), 1) for axis, x in scores.items()}
 
-    def exceeded(i: int) -> float:
-        sizes = {axis: float(n) for axis, n in {**active, **left(i)}.items()}
+    def exceeded(kept: Mapping[str, int]) -> float:
+        sizes = {axis: float(n) for axis, n in {**active, **kept}.items()}
         return max(float(one.of(sizes) / one.target) for one in budgets)
 
+    def fit(kept: Mapping[str, int]) -> bool:
+        return exceeded(kept) <= 1 + _TOLERANCE
+
     low, high = 0, len(every)
-    if exceeded(high) > 1 + _TOLERANCE:
+    if not fit(left(high)):
         raise ValueError(
             "`budget` is out of reach: with one position on each axis of `importance` it is "
-            f"exceeded {exceeded(high):.4g} times."
+            f"exceeded {exceeded(left(high)):.4g} times."
         )
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if exceeded(middle) <= 1 + _TOLERANCE else (middle + 1, high)
-    return left(low)
+        low, high = (low, middle) if fit(left(middle)) else (middle + 1, high)
+    kept, full = left(low), set()
+    ordered = {axis: np.sort(x[np.isfinite(x)])[::-1] for axis, x in scores.items()}
+    while some := [a for a in scores if a not in full and kept[a] < len(ordered[a])]:
+        axis = max(some, key=lambda a: ordered[a][kept[a]])
+        more = kept | {axis: kept[axis] + 1}
+        if fit(more):
+            kept = more
+        else:
+            full.add(axis)
+    return kept
 
 
 def _with(state: Any, smaller: Masks) -> Any:

@@ -51,8 +51,8 @@ class Ramp(AbstractCurve):
         """**Arguments:**
 
         - `capacity`: how many positions the axis has.
-        - `size`: the size to start at. By default that of the largest admissible end, with
-            value 0.85 at the end of the axis.
+        - `size`: the size to start at. By default the largest admissible, at which the last
+            position has value 0.85.
         - `ramp`: over how many positions it falls: 4 in DiffStride. At most the capacity.
         - `threshold`: values below it are zero; in (0, 0.85).
         - `learn`: `("offset",)`, or nothing.
@@ -69,17 +69,18 @@ class Ramp(AbstractCurve):
         self.ramp = float(ramp)
         smallest = (LOWEST - self.threshold) * self.ramp
         size = self._largest if size is None else number("size", size)
-        if not smallest <= size <= max(capacity, self._largest):
+        if not smallest <= size <= self._largest:
             raise ValueError(
-                f"`size` must lie between {smallest:.4g}, the smallest admissible with a ramp "
-                f"of {ramp}, and the capacity {capacity}; got {size}."
+                f"`size` must lie between {smallest:.4g} and {self._largest:.4g}, which are "
+                f"admissible with a ramp of {ramp} positions of {capacity}; got {size}."
             )
         self.offset = as_float(2 * (size + self.threshold * self.ramp) / capacity - 1)
         self.made = made(self)
 
     @property
     def _largest(self) -> float:
-        return self.capacity + (HIGHEST - self.threshold) * self.ramp
+        last = self.capacity - 1 + _BEYOND * (self.capacity > 1)
+        return last + (HIGHEST - self.threshold) * self.ramp
 
     def coordinates(self) -> np.ndarray:
         k = np.arange(self.capacity)
@@ -117,6 +118,8 @@ class Ramp(AbstractCurve):
         return replace(self, offset=jnp.full_like(self.offset, -jnp.inf)).project().size()
 
     def project(self) -> "Ramp":
+        # Beyond them no position would be on the ramp.
         length = 2 * self.ramp / self.capacity
-        offset = jnp.clip(self.offset, -1 + LOWEST * length, 1 + HIGHEST * length)
+        last = float(self.coordinates()[-1])
+        offset = jnp.clip(self.offset, -1 + LOWEST * length, last + HIGHEST * length)
         return replace(self, offset=offset)

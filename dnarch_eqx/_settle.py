@@ -79,15 +79,17 @@ def _whole(masks: Masks, learned: list[str], budgets: Sequence[Budget]) -> dict[
     factors = np.exp(np.linspace(-1.5, 1.5, 601))
     tried = np.stack([rounded(start * factor) for factor in factors])
     found = tried[int(np.argmin(scores(tried, 0.1)))]
-    moves = _moves(len(learned)) * steps
-    for nearness in (0.02, 0.0):
+    # The fewer axes, the farther at last: else none of their sizes may be near enough.
+    far = max(1, min(4, 24 // len(learned)))
+    for nearness, reach, enough in ((0.02, 1, _MET), (0.0, 1, 0.01), (0.01, far, 0.01)):
+        moves = _moves(len(learned), reach) * steps
         for _ in range(4 * len(learned) + 20):
             near = np.clip(np.concatenate([found + moves, found[None]]), lowest, highest)
             some = scores(near, nearness)
             if some[best := int(np.argmin(some))] >= some[-1]:
                 break
             found = near[best]
-        if scores(found[None], 0.0)[0] <= _MET:
+        if scores(found[None], 0.0)[0] <= enough:
             break
     return dict(zip(learned, map(int, found)))
 
@@ -96,8 +98,8 @@ def _reached(mask: AbstractMask, size: float) -> int:
     return int(mask.resized(size).count())
 
 
-def _moves(axes: int) -> Float[np.ndarray, "moves axes"]:
-    one = np.concatenate([np.eye(axes), -np.eye(axes)])
+def _moves(axes: int, reach: int) -> Float[np.ndarray, "moves axes"]:
+    one = np.concatenate([by * np.eye(axes) for by in range(-reach, reach + 1) if by])
     if axes > _PAIRS:
         return one
     two = [a + b for a, b in it.combinations(one, 2) if np.any(a + b)]

@@ -139,10 +139,10 @@ class Learner:
 
         Warns ([`dnarch_eqx.BudgetWarning`][]) of a budget that no sizes meet.
         """
-        state = reordered(state, self.axes, self._optim)
         masks = settled(state.masks, self.budget, int(state.step))
         warn_of(missed(self.budget, masks, int(state.step)))
-        return replace(state, masks=masks, settled=jnp.ones_like(state.settled))
+        state = replace(state, masks=masks, settled=jnp.ones_like(state.settled))
+        return reordered(state, self.axes, self._optim)
 
     def step(
         self,
