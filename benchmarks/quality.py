@@ -3,11 +3,12 @@
     python -m benchmarks quality --data FOLDER --seeds 0 1 2 --minutes 60
 
 DNArch (KRWD) beside magnitude pruning, L0 gates, FlexConv (kernels alone: K) and DiffStride
-(resolutions alone), see `recipes._pruning`, and the base itself: of the recipes' laptop
-presets, a third as long. Runs and results are kept as by `python -m benchmarks paper`. It prints,
-and writes to `tables.md` of the results, test metrics (the mean and the standard deviation over
-seeds), by how much they differ from the base of the same seed, deployed complexity, operations
-of an evaluation that XLA counts, and time of the training steps, all three over the base's.
+(resolutions alone), see `recipes._pruning`, and the base itself: on the recipes' laptop
+presets, in a third of their steps. Runs and results are kept as by `python -m benchmarks
+paper`. It prints, and writes to `tables.md` of the results, test metrics (the mean and the
+standard deviation over seeds), by how much they differ from the base of the same seed, and
+deployed complexity, operations of an evaluation that XLA counts, and time of the training
+steps, all three over the base's.
 
 - `quality/TASK/VARIANT/METRIC`: the mean over seeds.
 - `quality/deployed`: the largest deviation of a mean deployed complexity from the base's.

@@ -82,7 +82,7 @@ class AbstractMask(eqx.Module):
         """
         return as_float(0.0)
 
-    def learned(self, *names: str) -> tuple[Float[Array, ""], ...]:
+    def learned(self, *names: str) -> tuple[Float[Array, "..."], ...]:
         """Parameters by their names, without a gradient where they are not learned. NaN if
         they are those of a mask that was made otherwise. (Where masks are traced that is not
         looked at: they were counted before, and it would take half as long again to trace.)

@@ -223,10 +223,14 @@ def _segment(
     for step in range(now.step + 1, end + 1):
         known = len(planner.learner.compilations)
         key = jr.fold_in(jr.key(settings.seed), step - 1)
-        if settings.hold == "exact" and step == settings.settle + 1:
-            state = planner.settle(state)
-        if _pruning.due(settings.variant, step - 1, settings.steps):
-            state = _pruned(settings, built, planner.finish(state))
+        settles = settings.hold == "exact" and step == settings.settle + 1
+        cuts = _pruning.due(settings.variant, step - 1, settings.steps)
+        if settles or cuts:
+            state = planner.finish(state)
+        if cuts:
+            state = _pruned(settings, built, state)
+        if settles:
+            state = planner.learner.settle(state)
         state, info = planner.step(state, next(batch), key=key)
         infos.append(info)
         if step == end or step % settings.log == 0:

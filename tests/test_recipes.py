@@ -724,6 +724,40 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
         _train.train(augmented, settings, folder)
 
 
+@pytest.mark.filterwarnings("ignore:The network has")  # of so few positions
+@pytest.mark.parametrize(
+    "variant",
+    ["l0", *(pytest.param(v, marks=pytest.mark.slow) for v in ("magnitude", "diffstride"))],
+)
+def test_other_ways_to_prune(variant, tmp_path, quick):
+    """They end at the base's complexity; a run that is interrupted, and loaded, is the same."""
+    task, settings = toy()
+    settings = dataclasses.replace(
+        settings, variant=variant, steps=24, segment=8, settle=18, depth=2, width=12
+    )
+    if variant != "magnitude":
+        settings = dataclasses.replace(settings, hold="exact", mask_rate=1.0)
+    run = _train.train(task, settings, tmp_path / "one")
+    deployed = run.rows[-2]["deployed"]
+    assert deployed == pytest.approx(1, abs=0.04)
+    assert run.error < 1e-4
+
+    def interrupt(step):
+        if step == 12:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        _train.train(task, settings, tmp_path / "two", watch=interrupt)
+    again = _train.train(task, settings, tmp_path / "two")
+    assert_same(run, again)
+    loaded = _train.load_deployed(tmp_path / "two" / "deployed.eqx")
+    assert eqx.tree_equal(loaded, run.deployed)
+
+    from recipes import _report
+
+    assert f"# toy: {variant}, CCNN 2 x 12" in _report.write(tmp_path / "two", run)
+
+
 @pytest.mark.slow
 def test_two_processes_do_the_same(tmp_path):
     """The same seed, each in a process of its own: the same files, byte by byte."""
