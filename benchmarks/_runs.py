@@ -38,7 +38,10 @@ KINDS = {
     "listops": Kind(lra.task, "listops"),
     "text": Kind(lra.task, "text", "imdb"),
     "sequential": Kind(mnist.task, "sequential", "mnist", ("s4d", "half", "double")),
+    # Without a folder: scikit-learn's digits.
+    "permuted": Kind(mnist.task, "permuted"),
     "FordA": Kind(ucr.task, "ucr", "ucr"),
+    "ElectricDevices": Kind(ucr.task, "ucr", "ucr"),
     "cifar10": Kind(cifar.task, "cifar10", "cifar", ("half", "double")),
     "darcy": Kind(nasbench360.task, "darcy", None, ("fno",)),
     "cosmic": Kind(nasbench360.task, "cosmic"),

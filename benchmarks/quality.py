@@ -28,7 +28,7 @@ from recipes import _folder, _report, _settings
 from recipes._hyperparameters import LAPTOP
 
 
-TASKS = ("sequential", "FordA", "cifar10", "membranes")
+TASKS = ("permuted", "ElectricDevices", "FordA", "cifar10")
 NAMES = {
     "base": "base",
     "krwd": "DNArch (KRWD)",

@@ -127,11 +127,12 @@ def cross_entropy(
 def accuracy(
     outputs: Float[np.ndarray, "n classes"], y: Int[np.ndarray, " n"]
 ) -> dict[str, float]:
-    """The share that is right, and the loss in nats."""
+    """The share that is right, and the loss in nats. NaN where an output is."""
     shifted = outputs - outputs.max(1, keepdims=True)
     scores = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     loss = -np.take_along_axis(scores, y[:, None].astype(int), 1).mean()
-    return {"accuracy": float((outputs.argmax(1) == y).mean()), "loss": float(loss)}
+    right = float((outputs.argmax(1) == y).mean())
+    return {"accuracy": float("nan") if np.isnan(outputs).any() else right, "loss": float(loss)}
 
 
 #

@@ -150,29 +150,33 @@ def test_contours_do_not_cross():
 
 
 def test_against_what_the_published_generator_gives():
-    """600 images were drawn with `snakes2.py` itself, with `scipy.misc.imresize` and `imsave`
-    put back: means of what is seen and standard deviations from image to image.
+    """731 images were drawn with `snakes2.py` itself (NumPy's float64), with
+    `scipy.misc.imresize` and `imsave` put back: means of what is seen.
     """
-    images = np.stack([drawing.image for drawing in drawn(32, 120)]).astype(float)
+    drawings = drawn(32, 240)
+    images = np.stack([drawing.image for drawing in drawings]).astype(float)
     statistics = {
-        "mean": (images.mean((1, 2)), 27.74, 1.76),
-        "lit": (np.mean(images > 64, axis=(1, 2)), 0.1734, 0.0095),
-        "bright": (np.mean(images > 200, axis=(1, 2)), 0.0213, 0.0066),
-        "top": (images[:, :4].mean((1, 2)), 18.8, 7.9),
-        "bottom": (images[:, -4:].mean((1, 2)), 15.7, 7.9),
-        "left": (images[:, :, :4].mean((1, 2)), 18.4, 7.3),
-        "right": (images[:, :, -4:].mean((1, 2)), 15.3, 7.2),
+        "grey": (images.mean((1, 2)), 20.2),
+        "lit": (np.sum(images > 10, axis=(1, 2)), 162),
+        "end": (np.array([drawing.markers[1, 0] for drawing in drawings]), 16.5),
+        "distractors": (np.array([len(drawing.distractors) for drawing in drawings]), 1.18),
     }
-    for name, (got, mean, deviation) in statistics.items():
-        error = 3.5 * deviation * (1 / 600 + 1 / len(got)) ** 0.5
+    for name, (got, mean) in statistics.items():
+        error = 3.5 * got.std() * (1 / 731 + 1 / len(got)) ** 0.5
         assert got.mean() == pytest.approx(mean, abs=error), name
-        assert got.std() == pytest.approx(deviation, rel=0.3), name
-    # 1,841 distractors were set for 400 images.
-    found = np.mean([len(drawing.distractors) for drawing in drawn(32, 120)])
-    assert found == pytest.approx(1841 / 400, abs=0.2)
-    labels = [drawing.label for drawing in drawn(32, 120)]
-    assert np.mean(labels) == pytest.approx(0.5, abs=0.15)
+    labels = [drawing.label for drawing in drawings]
+    assert np.mean(labels) == pytest.approx(0.5, abs=0.12)
     assert all(image.min() == 0 and image.max() == 255 for image in images)
+
+
+@pytest.mark.parametrize("size, margin, wanted", [(32, 1, 30), (64, 1, 95), (128, 2, 354)])
+def test_directions_to_start_in(size, margin, wanted):
+    """Of 360, counted in the published code."""
+    tables = pathfinder._tables(pathfinder.spec(size), margin)
+    found = np.flatnonzero(tables.counts)
+    assert len(found) == wanted
+    if size == 32:
+        assert found.tolist() == list(range(30, 60)), "-150 to -121 degrees"
 
 
 #

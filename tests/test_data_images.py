@@ -605,7 +605,6 @@ def test_damaged_images(tmp_path):
         ("../x sample_0.png 0 1", "must have a folder imgs/N"),
         ("imgs/0 ../../x.png 0 1", "must have a folder imgs/N"),
         ("imgs/0 sample_0.png 0 2", "line 2 has the label '2'"),
-        ("\x93NUMPY", "must have a folder imgs/N"),
     ),
 )
 def test_damaged_lists(tmp_path, row, message):
@@ -613,6 +612,28 @@ def test_damaged_lists(tmp_path, row, message):
     good = "imgs/0 sample_0.png 0 1 1.0 14 4 2 0.5 1 1\n"
     write(tmp_path, {f"{HARD}/metadata/0.npy": (good + row).encode()})
     with pytest.raises(ValueError, match=message):
+        pathfinder.load(tmp_path, count=None)
+
+
+def test_lists_that_numpy_wrote(tmp_path):
+    """As drewlinsley/pathfinder saves them: rows of strings, and nothing else."""
+    write(tmp_path, path_files(HARD, 0, 12))
+    path = tmp_path / HARD / "metadata" / "0.npy"
+    wanted = pathfinder.load(tmp_path, count=None)
+    rows = [line.split() for line in path.read_text().splitlines()]
+    np.save(path, np.array(rows))
+    again = pathfinder.load(tmp_path, count=None)
+    for one, two in ((wanted.train, again.train), (wanted.test, again.test)):
+        assert [one[i][1] for i in range(len(one))] == [two[i][1] for i in range(len(two))]
+    for bad, message in (
+        (np.array(rows, object), "is damaged, or has more than strings"),
+        (np.zeros((3, 4)), r"must have rows of strings, got float64 of shape \(3, 4\)"),
+    ):
+        np.save(path, bad, allow_pickle=True)
+        with pytest.raises(ValueError, match=message):
+            pathfinder.load(tmp_path, count=None)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match="is damaged"):
         pathfinder.load(tmp_path, count=None)
 
 

@@ -451,6 +451,8 @@ def test_accuracy(getkey):
     assert found["loss"] == pytest.approx(exact, rel=1e-5)
     loss = _task.cross_entropy(jnp.asarray(outputs), jnp.asarray(y))
     assert float(loss) == pytest.approx(exact, rel=1e-5)
+    outputs[1, 0] = np.nan
+    assert np.isnan(list(_task.accuracy(outputs, y).values())).all()
 
 
 def test_relative_error():

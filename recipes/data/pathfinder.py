@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,9 @@ def load(
     - `seed`: of the split.
     - `count`: how many images there are, or `None` if there may be any number.
 
-    Only the lists of images are read here, `metadata/*.npy`. (These are texts in spite of their
-    name; drewlinsley/pathfinder: snakes2.py.) The one image that is known to be empty in the
-    release, of the easiest level, is left out.
+    Only the lists of images are read here, `metadata/*.npy`: texts in the release, in spite of
+    their name, and arrays of strings by drewlinsley/pathfinder (snakes2.py). The one image that
+    is known to be empty in the release, of the easiest level, is left out.
 
     Raises a `FileNotFoundError` if there are no lists, and a `ValueError` if a list is not of
     its form, or there are fewer or smaller images. Images raise the same when they are read.
@@ -85,7 +86,7 @@ def load(
         )
     names, labels, empty = [], [], 0
     for path in sorted(lists, key=lambda path: int(path.stem)):
-        for number, line in _files.lines(path, LRA):
+        for number, line in _rows(path):
             row = line.split()
             if len(row) < 4 or not re.fullmatch(r"imgs/\d+/sample_\d+\.png", "/".join(row[:2])):
                 raise ValueError(
@@ -111,6 +112,24 @@ def load(
     lengths = (len(names) - 2 * tenth, tenth, tenth)
     train, valid, test = random_split(source, lengths, seed)
     return Splits(train, valid, test)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a list, numbered from 1."""
+    with _files.required(path, LRA).open("rb") as file:
+        saved = file.read(6) == b"\x93NUMPY"
+    if not saved:
+        yield from _files.lines(path, LRA)
+        return
+    try:
+        rows = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged, or has more than strings: {error}") from error
+    if rows.ndim != 2 or rows.dtype.kind not in "US":
+        raise ValueError(
+            f"{path} must have rows of strings, got {rows.dtype} of shape {rows.shape}."
+        )
+    yield from enumerate((" ".join(row) for row in rows.astype(str).tolist()), 1)
 
 
 def _empty(path: Path) -> bool:
