@@ -13,6 +13,7 @@ from ._custom_types import Cost, Sizes
 from ._masks import Masks
 from ._misc import as_float, computed_once, in_range, positive, replace
 from ._sizes import sizes
+from ._stacks import each, Stacks
 
 
 # How a cost is held.
@@ -121,14 +122,14 @@ class Budget(eqx.Module):
             )
         return _at(self, step)
 
-    def complexity(self, masks: Masks) -> Float[Array, ""]:
+    def complexity(self, masks: Masks | Stacks) -> Float[Array, ""]:
         """The present complexity over the target, of the continuous sizes: they agree with what
         is active but for less than a position each.
         """
         complexity = self.of(sizes(masks)) / lax.stop_gradient(self.target)
         return computed_once(complexity)  # every mask's gradient reads it
 
-    def deployed(self, masks: Masks) -> Float[Array, ""]:
+    def deployed(self, masks: Masks | Stacks) -> Float[Array, ""]:
         """The same of the network that [`dnarch_eqx.freeze`][] gives: of whole positions."""
         return self.of(_whole(masks)) / self.target
 
@@ -144,7 +145,7 @@ class Budget(eqx.Module):
                 lowest[axis], highest[axis] = mask.smallest_size(), as_float(mask.capacity)
         return self.of(lowest) / self.target, self.of(highest) / self.target
 
-    def __call__(self, masks: Masks) -> Float[Array, ""]:
+    def __call__(self, masks: Masks | Stacks) -> Float[Array, ""]:
         """The loss term of Eq. 12, weighted; 0 unless it is a penalty."""
         if self.hold != "penalty":
             return as_float(0.0)
@@ -179,8 +180,8 @@ def _at(budget: Budget, step: Any) -> Budget:
     return budget
 
 
-def _whole(masks: Masks) -> dict[str, Float[Array, ""]]:
-    return {axis: as_float(mask.count()) for axis, mask in masks.items()}
+def _whole(masks: Masks | Stacks) -> dict[str, Float[Array, ""]]:
+    return each(masks, lambda mask: as_float(mask.count()))
 
 
 def _checked(cost: Any) -> Callable:

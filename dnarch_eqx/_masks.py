@@ -206,14 +206,6 @@ def fault(axis: str, mask: Any, code: int) -> ValueError:
     )
 
 
-def with_learned(before: _Mask, after: _Mask) -> _Mask:
-    """The mask `after`, but with the parameters that are not learned from `before`: what an
-    optimizer's weight decay or noise did to them is undone.
-    """
-    fixed = [name for name in arrays(before) if name not in before.learn]
-    return replace(after, **{name: getattr(before, name) for name in fixed})
-
-
 def as_single(masks: Masks) -> dict[str, AbstractMask]:
     """The masks with parameters in float32 at least: in half precision an update is smaller
     than what rounds away.

@@ -23,6 +23,7 @@ from ._nodes import is_number, is_shape, static_numbers
 from ._plan import check_covers, counts, Plan
 from ._shared import ties
 from ._sizes import covered
+from ._stacks import Stacks
 from ._stateful import apart, together
 
 
@@ -91,9 +92,7 @@ def materialize(
     without a mask, and for a plan that does not cover.
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
-    whole = model if model_state is None else together(model, model_state)
-    resolved = resolve(whole, axes, masks)
-    check_plan(plan, masks)
+    whole, resolved = _fitted(model, axes, masks, plan, model_state)
     if not _traced(masks):
         counts(masks)
     if check_coverage:
@@ -107,6 +106,37 @@ def materialize(
             check_covers(plan, masks)
     net = Slicing(resolved, values_under(masks, plan))(whole)
     return net if model_state is None else apart(net)
+
+
+def materialized(
+    model: PyTree,
+    axes: AxisMap,
+    masks: Masks,
+    plan: Mapping[str, int],
+    stacks: Stacks,
+    model_state: eqx.nn.State | None,
+) -> Any:
+    """The same for a step: with values from stacked masks, and no look at coverage."""
+    whole, resolved = _fitted(model, axes, masks, plan, model_state)
+    values = {}
+    for axis, every in stacks.each(lambda mask: mask(mask.capacity)).items():
+        kept = masks[axis].window(plan.get(axis, masks[axis].capacity))
+        values[axis] = (kept.start, every[kept])
+    net = Slicing(resolved, values)(whole)
+    return net if model_state is None else apart(net)
+
+
+def _fitted(
+    model: PyTree,
+    axes: AxisMap,
+    masks: Masks,
+    plan: Mapping[str, int],
+    model_state: eqx.nn.State | None,
+) -> tuple[PyTree, Layout]:
+    whole = model if model_state is None else together(model, model_state)
+    resolved = resolve(whole, axes, masks)
+    check_plan(plan, masks)
+    return whole, resolved
 
 
 def check_plan(plan: Mapping[str, int], masks: Masks) -> None:

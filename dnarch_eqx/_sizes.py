@@ -8,14 +8,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ._masks import AbstractMask, Masks
 from ._misc import as_float
+from ._stacks import each, Stacks
 
 
 _Tree = TypeVar("_Tree")
 
 
-def sizes(masks: Masks) -> dict[str, Float[Array, ""]]:
+def sizes(masks: Masks | Stacks) -> dict[str, Float[Array, ""]]:
     """The continuous, differentiable size of every axis (Eq. 10, 11)."""
-    return {axis: mask.size() for axis, mask in masks.items()}
+    return each(masks, lambda mask: mask.size())
 
 
 def active(masks: Masks) -> dict[str, Int[Array, ""]]:

@@ -18,10 +18,10 @@ from ._budgets import Budgets, listed
 from ._custom_types import Loss
 from ._embed import embed_state
 from ._hold import along, held as nearer
-from ._masks import AbstractMask, Masks, with_learned
-from ._materialize import materialize
+from ._masks import AbstractMask, Masks
+from ._materialize import materialized
 from ._misc import as_float, computed_once
-from ._sizes import project
+from ._stacks import stacked, Stacks, with_learned, zeros_elsewhere
 from ._state import State, StepInfo
 
 
@@ -85,55 +85,57 @@ def make_step(
 
         held = state.model_state
         budgets = [one.at(state.step) for one in listed(budget)]
+        before = stacked(state.masks)
 
-        def objective(params: tuple[PyTree, Masks]) -> tuple[Float[Array, ""], Any]:
+        def objective(params: tuple[PyTree, Stacks]) -> tuple[Float[Array, ""], Any]:
             model, masks = params
             drawn = _drawn(masks, key, state.settled)
-            net = materialize(model, axes, drawn, plan, model_state=held, check_coverage=False)
+            net = materialized(model, axes, state.masks, plan, drawn, held)
             if held is None:
                 value, metrics = _evaluated(loss(net, batch, key), has_aux)
                 after = None
             else:
                 value, (after, metrics) = _stateful(loss(*net, batch, key), has_aux)
-                after = embed_state(after, held, model, axes, masks, plan)
+                after = embed_state(after, held, model, axes, state.masks, plan)
             penalties = [b(masks) for b in budgets if b.hold == "penalty"]
             total = sum((x.astype(value.dtype) for x in penalties), start=value)
             return total, (value, metrics, after)
 
-        params = (state.model, state.masks)
         (_, (value, metrics, after)), grads = eqx.filter_value_and_grad(
             objective, has_aux=True
-        )(params)
-        complexity, deployed = _complexities(budget, budgets, state.masks)
+        )((state.model, before))
+        complexity, deployed = _complexities(budget, budgets, before)
         # JAX's gradient of a complex number is the conjugate of the direction of ascent.
         grads = jtu.tree_map(lambda g: g.conj() if jnp.iscomplexobj(g) else g, grads)
-        grads: Any = (grads[0], along(grads[1], state.masks, budgets))
+        trades = along(grads[1], before, budgets)
+        params = (state.model, state.masks)
         arrays = eqx.filter(params, eqx.is_inexact_array)
-        updates, opt_state = optim.update(grads, state.opt_state, arrays, value=value)
-        model, masks = eqx.apply_updates(params, updates)
+        given: Any = (grads[0], zeros_elsewhere(trades, state.masks))
+        updates, opt_state = optim.update(given, state.opt_state, arrays, value=value)
+        model, new_masks = eqx.apply_updates(params, updates)
+        masks = stacked(new_masks)
 
-        counts, covered = _counted(state.masks, plan)
+        counts, covered = _counted(before, state.masks, plan)
         fine = [jnp.isfinite(value), jnp.all(jnp.isfinite(complexity))]
         if after is not None:
             arrays = jtu.tree_leaves(eqx.filter(after, eqx.is_inexact_array))
             fine.append(jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in arrays])))
         fine += _finite(grads[0], eqx.filter(model, eqx.is_inexact_array))
-        sound = _sound(grads[1], masks)
+        sound = _sound(trades, masks)
         flags = jnp.concatenate([jnp.stack([covered, *fine]), sound])
-        masks = project({axis: with_learned(state.masks[axis], masks[axis]) for axis in masks})
+        masks = with_learned(before, masks).map(lambda mask: mask.project())
         masks = nearer(masks, budgets)
         if on_nonfinite == "ignore":
-            masks = {
-                axis: _where(fine, masks[axis], state.masks[axis])
-                for axis, fine in zip(sorted(masks), sound)
-            }
+            masks = masks.map(_kept, before, sound)
         # A step that cropped an active position is not accepted: nothing changes.
         finite = jnp.all(flags[1:])
         accepted = covered if on_nonfinite == "ignore" else covered & finite
         accepted = computed_once(accepted.astype(jnp.float32)) > 0.5
-        masks = _where(state.settled, state.masks, masks)
-        new = State(model, masks, opt_state, state.step + 1, after, state.settled)
-        new = _where(accepted, new, state)
+        masks = _where(accepted & ~state.settled, masks, before).apart(state.masks)
+        rest = (model, opt_state, state.step + 1, after)
+        old = (state.model, state.opt_state, state.step, held)
+        model, opt_state, count, after = _where(accepted, rest, old)
+        new = State(model, masks, opt_state, count, after, state.settled)
         first = jnp.stack([covered, finite]).astype(jnp.float32)[:, None]
         signals = jnp.concatenate([first, counts], axis=1)
         return new, StepInfo(value, complexity, deployed, metrics, flags, signals)
@@ -141,18 +143,18 @@ def make_step(
     return step
 
 
-def _drawn(
-    masks: Masks, key: PRNGKeyArray | None, still: Bool[Array, ""]
-) -> dict[str, AbstractMask]:
+def _drawn(masks: Stacks, key: PRNGKeyArray | None, still: Bool[Array, ""]) -> Stacks:
     """The masks that this step uses."""
-    keys = [None] * len(masks)
-    if key is not None and any(type(m).drawn is not AbstractMask.drawn for m in masks.values()):
-        keys = jr.split(jr.fold_in(key, _OF_MASKS), len(masks))
-    return {axis: mask.drawn(k, still) for (axis, mask), k in zip(masks.items(), keys)}
+    if all(type(group).drawn is AbstractMask.drawn for group in masks.groups):
+        return masks
+    if key is None:
+        return masks.map(lambda mask: mask.drawn(None, still))
+    keys = jr.split(jr.fold_in(key, _OF_MASKS), sum(map(len, masks.names)))
+    return masks.map(lambda mask, key: mask.drawn(key, still), keys)
 
 
 def _complexities(
-    given: Budgets, budgets: Sequence[Budget], masks: Masks
+    given: Budgets, budgets: Sequence[Budget], masks: Stacks
 ) -> tuple[Float[Array, "*budgets"], Float[Array, "*budgets"]]:
     """Counted, and of whole positions; 1 without a budget, of several a vector."""
     if not budgets:
@@ -170,15 +172,16 @@ def _finite(grads: PyTree, new: PyTree) -> list[Bool[Array, ""]]:
     return [jnp.all(jnp.isfinite(a) & jnp.isfinite(b)) for a, b in pairs]
 
 
-def _sound(grads: Masks, new: Masks) -> Bool[Array, " axes"]:
-    """Axis by axis, whether the mask's gradients and new values are finite: by their sums, as
-    hundreds of small operations would take long to compile.
-    """
-    sums = [
-        sum(jnp.sum(x).astype(jnp.float32) for x in jtu.tree_leaves((grads[axis], new[axis])))
-        for axis in sorted(new)
-    ]
-    return jnp.isfinite(jnp.stack(sums)) if sums else jnp.zeros(0, bool)
+def _sound(grads: Stacks, new: Stacks) -> Bool[Array, " axes"]:
+    """Axis by axis, whether the mask's gradients and new values are finite: by their sums."""
+    total = lambda *pair: sum(
+        (jnp.sum(x).astype(jnp.float32) for x in jtu.tree_leaves(pair)), start=jnp.float32(0)
+    )
+    return jnp.isfinite(grads.vector(total, new))
+
+
+def _kept(new: AbstractMask, old: AbstractMask, which: Bool[Array, ""]) -> AbstractMask:
+    return jtu.tree_map(lambda a, b: jnp.where(which, a, b), new, old)
 
 
 def _where(which: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
@@ -188,15 +191,12 @@ def _where(which: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
 
 
 def _counted(
-    masks: Masks, plan: Mapping[str, int]
+    stacks: Stacks, masks: Masks, plan: Mapping[str, int]
 ) -> tuple[Float[Array, "2 axes"], Bool[Array, ""]]:
     """The active counts, before rounding too, and whether the plan holds them."""
-    axes = sorted(masks)
-    if not axes:
-        return jnp.zeros((2, 0), jnp.float32), jnp.array(True)
-    active = jnp.stack([masks[axis].active() for axis in axes]).astype(jnp.int32)
-    position = jnp.stack([masks[axis].position() for axis in axes]).astype(jnp.float32)
-    buckets = [plan.get(axis, masks[axis].capacity) for axis in axes]
+    active = stacks.vector(lambda mask: mask.active()).astype(jnp.int32)
+    position = stacks.vector(lambda mask: mask.position()).astype(jnp.float32)
+    buckets = [plan.get(axis, masks[axis].capacity) for axis in sorted(masks)]
     covered = jnp.all(active <= np.array(buckets, np.int32))
     # Counts are exact in float32.
     return jnp.stack([active.astype(jnp.float32), position]), covered

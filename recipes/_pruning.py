@@ -101,10 +101,16 @@ class _Tied:
 
 def due(variant: str, step: int, steps: int) -> bool:
     """Whether channels are cut, or put in order, before this step."""
-    every = max(int((_UNTIL - _FROM) * steps / _TIMES), 1)
-    since = step - int(_FROM * steps)
-    end = _FROM * steps + _TIMES * every
-    return variant in ("magnitude", "l0") and since >= 0 and step <= end and since % every == 0
+    first, every = _times(steps)
+    since = step - first
+    return (
+        variant in ("magnitude", "l0") and 0 <= since <= _TIMES * every and since % every == 0
+    )
+
+
+def _times(steps: int) -> tuple[int, int]:
+    """The first time, and the steps from one to the next."""
+    return int(_FROM * steps), max(int((_UNTIL - _FROM) * steps / _TIMES), 1)
 
 
 def pruned(
@@ -119,8 +125,8 @@ def pruned(
         return dn.reordered(state, built.axes, optim)
     whole = {axis: float(mask.capacity) for axis, mask in state.masks.items()}
     full, least = float(built.cost(whole)), float(built.cost(built.target))
-    length = int((_UNTIL - _FROM) * steps)
-    target = optax.linear_schedule(full, least, length, int(_FROM * steps))
+    first, every = _times(steps)
+    target = optax.linear_schedule(full, least, _TIMES * every, first)
     budget = dn.Budget(built.cost, target, hold="bound")
     importance = dn.importance(state.model, built.axes, state.masks)
     return dn.pruned(state, built.axes, importance, budget, optim)

@@ -18,6 +18,7 @@ from helpers import Layered, layered_axes, squares
 import dnarch_eqx as dn
 from dnarch_eqx._hold import along as trades, held as nearer
 from dnarch_eqx._settle import settled
+from dnarch_eqx._stacks import stacked
 
 
 any_: Any = dn
@@ -44,8 +45,14 @@ def of(some) -> float:
     return by_hand(**{axis: float(mask.size()) for axis, mask in some.items()})
 
 
-# Of masks and budgets.
-along, held = eqx.filter_jit(trades), eqx.filter_jit(nearer)
+@eqx.filter_jit
+def along(grads, some, budgets) -> dict[str, Any]:
+    return trades(stacked(grads), stacked(some), budgets).apart(grads)
+
+
+@eqx.filter_jit
+def held(some, budgets) -> dict[str, Any]:
+    return nearer(stacked(some), budgets).apart(some)
 
 
 def made(target, some=None, **settings) -> dn.Budget:

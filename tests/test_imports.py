@@ -22,6 +22,7 @@ ORDER = (
     "_ramp",
     "_gates",
     "_extended",
+    "_stacks",
     "_sizes",
     "_budget",
     "_hold",

@@ -15,8 +15,9 @@ from helpers import entered, filled, moved, same
 
 import dnarch_eqx as dn
 from dnarch_eqx._made import own as is_own
-from dnarch_eqx._masks import as_single, with_learned
+from dnarch_eqx._masks import as_single
 from dnarch_eqx._plan import check_covers, counts
+from dnarch_eqx._stacks import stacked, with_learned
 
 
 few = hp.settings(max_examples=20, deadline=None, derandomize=True, phases=[hp.Phase.generate])
@@ -151,6 +152,10 @@ def own():
     return make(jnp.full(6, 0.5), {"by": jnp.array(1.5)}, 6, 0.1, ("values",))
 
 
+def learned_of(before, after) -> dict[str, Any]:
+    return with_learned(stacked(before), stacked(after)).apart(before)
+
+
 @pytest.mark.parametrize(
     "mask, learned",
     (
@@ -164,7 +169,7 @@ def own():
 )
 def test_what_is_not_learned_stays(mask, learned):
     after = jtu.tree_map(lambda x: 0.9 * x + 0.01, mask)
-    kept = with_learned(mask, after)
+    kept = learned_of({"h": mask}, {"h": after})["h"]
     assert jtu.tree_structure(kept) == jtu.tree_structure(mask)
     for name in ("offset", "temperature", "sigma", "mean", "made", "values", "scale"):
         if hasattr(mask, name):
@@ -196,7 +201,7 @@ def test_an_optimizer_that_decays_everything():
         updates, _ = optim.update(grads, state, masks)
     new = eqx.apply_updates(masks, updates)
     assert new["h"].temperature < 24
-    kept = {axis: with_learned(masks[axis], new[axis]) for axis in masks}
+    kept = learned_of(masks, new)
     assert kept["h"].temperature == 25 and kept["k"].mean == 0
     assert same(kept["h"].offset, new["h"].offset)
     assert counts(dn.project(kept))
