@@ -42,7 +42,7 @@ def build(name: str, network: Network, base: nn.Base, **settings: Any) -> Built:
         for axis, mask in built.masks.items()
         if axis == "stream" or axis.endswith(".mid")
     }
-    axes = {path: _tied(path, spec) for path, spec in built.axes.items()}
+    axes = {path: _tied(spec) for path, spec in built.axes.items()}
     target = _base(built, base) | {"stream": float(base.width)}
     return Built(built.model, masks, axes, _Tied(built.cost, base.depth), target)
 
@@ -65,20 +65,15 @@ def _base(built: Built, base: nn.Base) -> dict[str, float]:
     return nn.base_sizes(built.model, base)
 
 
-def _tied(path: str, spec: dn.Axes) -> dn.Axes:
-    """All channels that a block reads or writes are the stream's, so that any can be cut. Masks
-    enter where the stream is read, once.
+def _tied(spec: dn.Axes) -> dn.Axes:
+    """All channels that a block reads or writes are the stream's, so that any can be cut. Its
+    mask enters where it is read.
     """
 
     def dim(of: Any) -> Any:
-        gated = isinstance(of, dn.Gated)
-        axis = of.axis if gated else of
-        if not isinstance(axis, str) or axis.endswith(".mid"):
-            return of
-        if axis.endswith((".in", ".out")):
-            axis = "stream"
-        read = path.endswith(("linear1.weight", "decoder.weight"))
-        return dn.gated(axis) if gated and read else axis
+        axis = of.axis if isinstance(of, dn.Gated) else of
+        ends = isinstance(axis, str) and axis.endswith((".in", ".out"))
+        return "stream" if ends else of
 
     return dn.Axes(*map(dim, spec.dims))
 

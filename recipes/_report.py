@@ -62,9 +62,10 @@ def _settings(run: Run) -> list[tuple[str, object]]:
 
 
 def architecture(run: Run) -> list[tuple[str, ...]]:
-    """As Tables 6 to 8 of the paper: a row a block that is left. What is not learned is at its
-    full size. A block is computed on its grid, which is that of the last plan and holds the
-    resolution. The stream's width is not counted by the budget.
+    """As Tables 6 to 8 of the paper: a row a block that is left, its kernel in positions at its
+    own resolution. What is not learned is at its full size. A block is computed on its grid,
+    which is that of the last plan and holds the resolution. The stream's width is not counted
+    by the budget.
     """
     network, active, plan = run.task.network, dn.active(run.masks), run.plan
     width = run.settings.width
@@ -78,11 +79,20 @@ def architecture(run: Run) -> list[tuple[str, ...]]:
     space, channels = list(network.shape), [".in", ".mid", ".out"]
     # A global kernel has one position more on an even grid.
     taps = [n + 1 - n % 2 for n in space]
-    kernels, resolutions = ([f".{n}{a}" for a in letters] for n in ("kernel", "resolution"))
+    resolutions = [f".resolution{letter}" for letter in letters]
+
+    def own_taps(block: int) -> list[int]:
+        sizes = []
+        for letter, n, full in zip(letters, space, taps):
+            extent = int(active.get(f"blocks.{block}.kernel{letter}", full)) - 1
+            resolution = int(active.get(f"blocks.{block}.resolution{letter}", n))
+            sizes.append(1 + 2 * int(extent * resolution / (2 * n)))
+        return sizes
+
     rows = [
         (
             str(i + 1),
-            cell(active, i, kernels, taps),
+            " ".join(map(str, own_taps(i))),
             cell(active, i, resolutions, space),
             cell(plan, i, resolutions, space),
             cell(active, i, channels, [width] * 3),

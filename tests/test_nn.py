@@ -133,7 +133,7 @@ def by_hand(model, masks, x, where=None, resolutions=None):
         return h / jnp.sqrt(variance + 1e-5)[:, None] * f.weight[:, None] + f.bias[:, None]
 
     h = norm(model.encoder.norm, linear(model.encoder.linear, h))
-    h = gelu(mask("stream", h.shape[1]) * h) * real
+    h = gelu(h) * real
     features = kernels(model.generator)
     for i, block in enumerate(model.blocks):
         width = block.norm.weight.shape[0]
@@ -153,7 +153,7 @@ def by_hand(model, masks, x, where=None, resolutions=None):
             back.append(interpolation(m, n))
         operator = jnp.asarray(joint(operators, "kin"), h.dtype)
         back = jnp.asarray(joint(back, "im"), h.dtype)
-        u = norm(block.norm, h) * real
+        u = mask("stream", h.shape[1]) * norm(block.norm, h) * real
         c = jnp.einsum("kin,ck,bcn->bci", operator, kernel, u) + block.conv.bias[:, None]
         c = c * mask(f"blocks.{i}.in", width)
         a = gelu(mask(f"blocks.{i}.mid", width) * linear(block.linear1, c))

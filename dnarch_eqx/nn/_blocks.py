@@ -80,6 +80,19 @@ def add_branches(
     return stream
 
 
+def reading(block: Block, present: Float[Array, " stream"] | None) -> Block:
+    """A block that reads so much of each channel of the stream. After the norm, which would
+    divide it out; hence in its weights.
+    """
+    if present is None:
+        return block
+    read = len(block.norm.weight)
+    # What lies beyond the stream is none.
+    share = jnp.pad(present[:read], (0, max(read - len(present), 0)))
+    norm = jtu.tree_map(lambda x: x * share.astype(x.dtype), block.norm)
+    return eqx.tree_at(lambda b: b.norm, block, norm)
+
+
 def widened(x: Float[Array, "channels *space"], channels: int) -> Float[Array, "_ *space"]:
     """With channels of zeros at the end, up to so many."""
     return jnp.pad(x, [(0, channels - x.shape[0])] + [(0, 0)] * (x.ndim - 1))

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from .._axes import Gate
 from .._freeze import AbstractFreezable
-from ._blocks import add_branches, Block, real, widened
+from ._blocks import add_branches, Block, reading, real, widened
 from ._choices import Path
 from ._encoder import Encoder, known_tokens
 from ._kernel import ContinuousConv, KernelGenerator
@@ -37,6 +37,7 @@ class CCNN(AbstractFreezable):
     generator: KernelGenerator | None
     blocks: tuple[Block, ...]
     depth: Gate
+    stream: Gate
     norm: BatchNorm
     decoder: PointwiseLinear
     shape: tuple[int, ...] = eqx.field(static=True)
@@ -158,6 +159,7 @@ class CCNN(AbstractFreezable):
         self.generator = KernelGenerator(grid, omega_0=omega_0, hidden=hidden, key=gkey)
         self.blocks = tuple(block(i, bkey) for i, bkey in enumerate(bkeys))
         self.depth = Gate("depth", depth)
+        self.stream = Gate("stream", width)
         self.norm = norm()
         self.decoder = PointwiseLinear(width, out_channels, key=dkey)
         self.shape = tuple(shape)
@@ -205,7 +207,7 @@ class CCNN(AbstractFreezable):
         written = [block.linear2.weight.shape[0] for block in self.blocks]
         h = add_branches(
             real(widened(h, max(h.shape[0], *read, *written, 0)), where),
-            self.blocks,
+            [reading(block, self.stream.values) for block in self.blocks],
             self._features(),
             self.depth.values,
             where=where,

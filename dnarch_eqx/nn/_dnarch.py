@@ -168,15 +168,16 @@ def axes(model: CCNN) -> AxisMap:
     """What of a CCNN lies on which axis: `depth`, `stream` and, for every block,
     `blocks.0.in`, `.mid`, `.out`. (The axes `.kernel` and `.resolution` are gates.)
 
-    The mask of the input channels enters after the norm, which would divide it out; those
-    of the middle and the output before the nonlinearity, which is 0 at 0.
+    The mask of the stream enters where it is read, by blocks and decoder; it and that of the
+    input channels after the norm, which would divide them out; those of the middle and the
+    output before the nonlinearity, which is 0 at 0.
     """
     declared = {
         ".blocks": Axes("depth"),
         ".encoder.linear.weight": Axes("stream", None),
         ".encoder.linear.bias": Axes("stream"),
-        ".encoder.norm.weight": Axes(gated("stream")),
-        ".encoder.norm.bias": Axes(gated("stream")),
+        ".encoder.norm.weight": Axes("stream"),
+        ".encoder.norm.bias": Axes("stream"),
         ".norm.weight": Axes("stream"),
         ".norm.bias": Axes("stream"),
         ".decoder.weight": Axes(None, gated("stream")),
