@@ -5,8 +5,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
 from ._budget import Budget
 from ._masks import Masks
+from ._misc import as_float
 
 
 # One, several, or none.
@@ -25,13 +31,16 @@ def listed(budgets: Budgets) -> tuple[Budget, ...]:
 def resolve(budgets: Budgets, masks: Masks) -> Budgets:
     """With targets that are numbers, checked against what masks can reach.
 
-    Raises `ValueError` for one that is out of reach, and two of which one excludes the other.
+    Raises `ValueError` for one that is out of reach, and several that exclude each other.
     """
     some = [budget.resolved(masks) for budget in listed(budgets)]
     for budget in some:
         _reach(budget.at(0), masks)
     for one, two in it.permutations(some, 2):
         _agree(one.at(0), two.at(0))
+    held = [budget.at(0) for budget in some if budget.hold != "penalty"]
+    if len(held) > 1:
+        _meet(held, masks)
     return some[0] if isinstance(budgets, Budget) else tuple(some) if some else None
 
 
@@ -58,6 +67,56 @@ def _reach(budget: Budget, masks: Masks) -> None:
             f"The budget's `target` is out of reach: it is {target:.4g}, and with these masks "
             f"{budget.name} goes from {lowest * target:.4g} to {highest * target:.4g}, from "
             f"{lowest:.4g} to {highest:.4g} times as much."
+        )
+
+
+# By how much budgets have to miss each other to be refused: a search is no proof.
+_APART = 0.05
+
+
+def _meet(budgets: Sequence[Budget], masks: Masks) -> None:
+    """Whether some sizes meet all, by a search from three networks."""
+    from scipy.optimize import minimize  # takes longer to import than this library
+
+    axes = sorted(axis for axis, mask in masks.items() if mask.learn)
+    fixed = {axis: mask.size() for axis, mask in masks.items() if not mask.learn}
+    now = np.array([float(masks[axis].size()) for axis in axes])
+    low = np.array([max(float(masks[axis].smallest_size()), 1e-3) for axis in axes])
+    high = np.array([float(masks[axis].capacity) for axis in axes])
+    bounds = np.array([budget.hold == "bound" for budget in budgets])
+
+    @jax.jit
+    def ratios(logs: Float[Array, " axes"]) -> Float[Array, " budgets"]:
+        sizes = fixed | dict(zip(axes, jnp.exp(logs)))
+        return jnp.stack([budget.of(sizes) / budget.target for budget in budgets])
+
+    def off(logs: Float[Array, " axes"]) -> Float[Array, ""]:
+        far = jnp.log(ratios(logs))
+        return jnp.sum(jnp.where(bounds & (far < 0), 0.0, far) ** 2)
+
+    value = jax.jit(jax.value_and_grad(off))
+
+    def both(logs: Any) -> tuple[float, Any]:
+        total, slope = value(as_float(logs))
+        return float(total), np.asarray(slope, float)
+
+    ranges: Any = list(zip(np.log(low), np.log(high)))
+    starts = (np.clip(now, low, high), np.sqrt(low * high), 0.9 * high)
+    found = [
+        minimize(both, np.log(x), jac=True, method="L-BFGS-B", bounds=ranges) for x in starts
+    ]
+    best = min(found, key=lambda result: result.fun)
+    given = np.asarray(ratios(as_float(best.x)))
+    misses = np.where(bounds, np.maximum(given - 1, 0), np.abs(given - 1))
+    if np.max(misses) > _APART:
+        listed = ", ".join(
+            f"{budget.name} {float(of * budget.target):.4g} in place of "
+            f"{'at most ' * bool(bound)}{float(budget.target):.4g}"
+            for budget, of, bound in zip(budgets, given, bounds)
+        )
+        raise ValueError(
+            f"Some of `budget` contradict each other with these masks. The nearest sizes "
+            f"found have {listed}."
         )
 
 

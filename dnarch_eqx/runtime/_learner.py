@@ -97,6 +97,7 @@ class Learner:
         self._last: tuple[weakref.ref[State], Signature] | None = None
         self._key: Any = None
         self._budget: tuple[Budgets, Signature] | None = None
+        self._asked = self._resolved = budget
         self._unseen: collections.deque[StepInfo] = collections.deque()
 
     @property
@@ -125,7 +126,10 @@ class Learner:
         batch [`dnarch_eqx.LawError`][], where the loss is another under another plan.
         """
         state = init(model, masks, self.axes, self._optim, model_state)
-        self.budget = resolve(self.budget, state.masks)
+        # Shares are of the masks given here, also when it starts again.
+        asked = self._asked if self.budget is self._resolved else self.budget
+        self.budget = self._resolved = resolve(asked, state.masks)
+        self._asked = asked
         if batch is not None:
             self._check(state, batch, key)
         # Or the user's own model and masks would be gone with the first step.
