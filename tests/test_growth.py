@@ -1,10 +1,16 @@
 """Capacities that are extended and given back: the same function, and training goes on."""
 
+import pathlib
+import signal
+import subprocess
+import sys
+import time
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import jax.tree_util as jtu
 import numpy as np
 import optax
@@ -13,6 +19,7 @@ from helpers import FAST
 from networks_growing import axes_of, CASES, filled, grown, made, output, trained
 
 import dnarch_eqx as dn
+from dnarch_eqx import nn
 from dnarch_eqx._extended import extended
 from dnarch_eqx._growth import axes_in, compact, grow
 from dnarch_eqx._pressing import pressing, slack
@@ -230,6 +237,67 @@ def test_masks_reach_new_positions(x64, quick):
     for _ in range(8):
         state, _ = step(state, None, None, None, {})
     assert np.all(np.asarray(state.model[1].weight)[:12, 17] != before)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_gone_on_with(tmp_path):
+    """Before and after it has grown, each time after another checkpoint: the same run, bit for
+    bit.
+    """
+    script = pathlib.Path(__file__).parent / "process_growing.py"
+    ends = []
+    for name, kills in (("one", ()), ("two", (6, 12, 21))):
+        folder = tmp_path / name
+        folder.mkdir()
+        for kill in (*kills, None):
+            process = subprocess.Popen([sys.executable, str(script), str(folder)])
+            log, until = folder / "log", time.monotonic() + 120
+            seen = lambda log=log: log.read_text().splitlines() if log.exists() else []
+            while kill is not None and not any(line.startswith(f"{kill} ") for line in seen()):
+                assert process.poll() is None and time.monotonic() < until
+                time.sleep(0.05)
+            if kill is not None:
+                process.kill()
+            assert process.wait(120) == (0 if kill is None else -signal.SIGKILL)
+        ends.append((folder / "done").read_text())
+    assert ends[0] == ends[1]
+    widths = [line.split()[1] for line in (tmp_path / "two" / "log").read_text().splitlines()]
+    assert set(widths) == {"8", "12", "18"}
+
+
+@pytest.mark.slow
+def test_a_ccnn_grows(x64):
+    """In widths, in the stream and in depth; its input is as large as kernels and resolutions
+    can be.
+    """
+    made = lambda base, key: nn.dnarch(
+        base, "KRWD", 1, 3, (16,), omega_0=5.0, stream=True, hidden=8, key=jr.key(key)
+    )
+    (model, masks), (fresh, large) = made(nn.Base(1, 6), 0), made(nn.Base(2, 10), 5)
+    x, optim = jr.normal(jr.key(1), (8, 1, 16)), dn.adamw(1e-2, steps=100)
+    loss = lambda net, x, key: jnp.mean((jax.vmap(net, axis_name="batch")(x) - 1) ** 2)
+    learner = dn.Learner(loss, optim, nn.axes(model))
+    state = learner.init(model, masks)
+    for _ in range(2):
+        state, _ = learner.step(state, x, {})
+    outputs = lambda state, axes: jax.vmap(
+        dn.materialize(state.model, axes, state.masks, {}), axis_name="batch"
+    )(x)
+    wanted = outputs(state, nn.axes(model))
+    added = {axis: mask for axis, mask in large.items() if axis not in masks}
+    state = grow(state, nn.axes(fresh), fresh, optim, masks=added)
+    np.testing.assert_allclose(outputs(state, nn.axes(fresh)), wanted, rtol=0, atol=1e-12)
+    assert {axis: mask.capacity for axis, mask in state.masks.items()} == {
+        axis: mask.capacity for axis, mask in large.items()
+    }
+    cost = nn.complexity(fresh)
+    budget = dn.Budget(cost, nn.base_sizes(fresh, nn.Base(2, 10)), steps=10)
+    learner = dn.Learner(loss, optim, nn.axes(fresh))
+    learner.budget, info = budget.resolved(state.masks), None
+    for _ in range(12):
+        state, info = learner.step(state, x, {})
+    assert info is not None and float(info.complexity) == pytest.approx(1, abs=0.01)
+    assert dn.exact(state.masks)["depth"] == 2
 
 
 def test_who_presses_and_who_has_slack():
