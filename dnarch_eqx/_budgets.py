@@ -102,11 +102,9 @@ def _meet(budgets: Sequence[Budget], masks: Masks) -> None:
 
     ranges: Any = list(zip(np.log(low), np.log(high)))
     starts = (np.clip(now, low, high), np.sqrt(low * high), 0.9 * high)
-    found = [
-        minimize(both, np.log(x), jac=True, method="L-BFGS-B", bounds=ranges) for x in starts
-    ]
-    best = min(found, key=lambda result: result.fun)
-    given = np.asarray(ratios(as_float(best.x)))
+    search = lambda x: minimize(both, np.log(x), jac=True, method="L-BFGS-B", bounds=ranges)
+    best = min(map(search, starts), key=lambda found: found.fun).x if axes else now
+    given = np.asarray(ratios(as_float(best)))
     misses = np.where(bounds, np.maximum(given - 1, 0), np.abs(given - 1))
     if np.max(misses) > _APART:
         listed = ", ".join(

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.tree_util as jtu
 import numpy as np
 import optax
 from jax.core import Tracer
+from jax.sharding import NamedSharding
 from jaxtyping import PyTree
 
 from ._axes import AxisMap
@@ -90,7 +92,14 @@ def carried(
         of_masks, numbers = _of_masks(known, masks, orders or {})
         opt_state = moved(optim, opt_state, before, after, there | of_masks, numbers)
     fields = {"opt_state": opt_state, "model_state": new_state}
-    return replace(state, model=new, masks=masks, **fields)
+    moved_state = replace(state, model=new, masks=masks, **fields)
+    return jtu.tree_map(_placed, moved_state, state) if orders else moved_state
+
+
+def _placed(new: Any, old: Any) -> Any:
+    """Spread over devices as before."""
+    spread = isinstance(getattr(old, "sharding", None), NamedSharding)
+    return jax.device_put(new, old.sharding) if spread else new
 
 
 def _of_masks(
@@ -104,8 +113,9 @@ def _of_masks(
         ):
             at = (jtu.SequenceKey(1), jtu.DictKey(axis), *keys)
             common = min(old[axis].capacity, new[axis].capacity)
-            if before.ndim == 1 and len(before) == old[axis].capacity:
-                # A number a position. What else masks keep has no moments.
+            learned = keys[0].name in old[axis].learn
+            if learned and before.shape == (old[axis].capacity,):
+                # A number a position.
                 order = orders.get(axis, np.arange(common))
                 places[at] = Place(at, before.shape, (order,), (np.arange(common),))
             elif before.shape == after.shape:

@@ -86,12 +86,13 @@ def _(mask: Gaussian, capacity: int, size: float | None = None) -> Gaussian:
 
 @extended.register
 def _(mask: Ramp, capacity: int, size: float | None = None) -> Ramp:
-    if capacity < mask.ramp:
-        raise ValueError(f"a ramp of {mask.ramp:g} positions does not fit into {capacity}.")
+    ramp = float(mask.ramp)
+    if capacity < max(ramp, 2):
+        raise ValueError(f"a ramp of {ramp:g} positions does not fit into {capacity}.")
     if size is None:
         offset = (float(mask.offset) + 1) * mask.capacity / capacity - 1
     else:
-        offset = 2 * (size + mask.threshold * mask.ramp) / capacity - 1
+        offset = 2 * (size + mask.threshold * ramp) / capacity - 1
     return _remade(mask, capacity, offset=offset)
 
 

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax.lax as lax
@@ -17,6 +18,8 @@ from ._misc import as_float, number, positive, replace, straight_through
 # What the concrete distribution is stretched to before it is cut to [0, 1], and its
 # temperature: those of the paper.
 _LOW, _HIGH, _TEMPERATURE = -0.1, 1.1, 2 / 3
+# What an active gate is drawn as, at least; and how far from the threshold one is put.
+_LEAST, _CLEAR = 1e-6, 0.1
 
 
 class HardConcrete(AbstractMask):
@@ -24,15 +27,15 @@ class HardConcrete(AbstractMask):
     sparse neural networks through $L_0$ regularization").
 
     While it trains a gate is $\min(1, \max(0, 1.2\, \sigma((\log\alpha + l) / \beta) - 0.1))$
-    with logistic noise $l$ and $\beta = 2/3$; when it is evaluated, and once sizes are settled,
-    $\min(1, \max(0, 1.2\, \sigma(\log\alpha) - 0.1))$. What that makes 0 (or what is not above
-    the threshold) is not active, and shut in every draw, too, so that networks of all plans are
-    the same: the paper's gate opens now and then. The size that a budget sees agrees with the
-    count of active positions but for less than one; its gradient is that of the expected count.
+    with logistic noise $l$ and $\beta = 2/3$. When it is evaluated, and once sizes are settled,
+    it is $\min(1, \max(0, 1.2\, \sigma(\log\alpha) - 0.1))$: a position whose gate is then not
+    above the threshold is not active. It is shut in every draw, too, so that networks of all
+    plans are the same (the paper's gate opens now and then), and an active one is drawn as at
+    least 1e-6, so that norms count the same positions in every draw. The size that a budget
+    sees is within one position of the active count; its gradient is that of the expected count.
 
     A slice that holds all active positions ends at the last: [`dnarch_eqx.reordered`][] puts
-    them first. [`dnarch_eqx.Planner.settle`][], [`dnarch_eqx.Planner.deploy`][] and
-    [`dnarch_eqx.freeze`][] do that themselves.
+    them first, and [`dnarch_eqx.freeze`][] does that itself.
     """
 
     log_alpha: Float[Array, " capacity"]
@@ -72,7 +75,8 @@ class HardConcrete(AbstractMask):
             raise ValueError(
                 f"`size` must lie above 0 and at most at the capacity {capacity}, got {size}."
             )
-        often = _logit(number("probability", probability)) if 0 < probability < 1 else None
+        probability = number("probability", probability)
+        often = _logit(probability) if 0 < probability < 1 else None
         smallest = jnn.sigmoid((1 - _TEMPERATURE) * self._end)
         if often is None or often + _TEMPERATURE * self._end <= self._end:
             raise ValueError(
@@ -102,6 +106,7 @@ class HardConcrete(AbstractMask):
         values = _stretched(log_alpha)
         if self.noise is not None and self.still is not None:
             drawn = _stretched((log_alpha + self.noise[kept]) / _TEMPERATURE)
+            drawn = jnp.maximum(drawn, _LEAST)
             values = jnp.where(self.still, values, drawn)
         # Not `log_alpha > end`: what is no number is to stay none.
         return jnp.where(log_alpha <= self._end, jnp.zeros_like(values), values)
@@ -119,8 +124,11 @@ class HardConcrete(AbstractMask):
         return jnp.sum(self._open())
 
     def expected(self) -> Float[Array, ""]:
-        """How many gates are open in a draw of the paper's, in the mean."""
+        """The expected number of open gates of the paper's distribution."""
         (log_alpha,) = self.learned("log_alpha")
+        return self._often(log_alpha)
+
+    def _often(self, log_alpha: Float[Array, " capacity"]) -> Float[Array, ""]:
         return jnp.sum(jnn.sigmoid(log_alpha - _TEMPERATURE * self._end))
 
     def unclipped_size(self) -> Float[Array, ""]:
@@ -128,11 +136,38 @@ class HardConcrete(AbstractMask):
         near = jnp.clip(expected, count - 0.999, count)
         return straight_through(near, expected)
 
-    def counted(self, count: int) -> AbstractMask:
-        ends = -jnp.sort(-self.log_alpha)
-        ends = jnp.concatenate([ends, ends[-1:] - 1])
-        shift = self._end - (ends[count - 1] + ends[count]) / 2
-        return replace(self, log_alpha=self.log_alpha + shift)
+    def resized(self, size: Float[ArrayLike, ""]) -> AbstractMask:
+        """All gates are moved alike, so that the expected count changes by the same factor: the
+        active count follows. Not at once, as gates that are alike would be shut at once.
+        """
+        if not self.learn:
+            return self
+        wanted = self._often(self.log_alpha) * (size / self.unclipped_size())
+        wanted = jnp.clip(wanted, 0.01, self.capacity - 0.001)
+
+        def halved(_: Any, ends: Any) -> Any:
+            low, high = ends
+            middle = (low + high) / 2
+            more = self._often(self.log_alpha + middle) > wanted
+            return jnp.where(more, low, middle), jnp.where(more, middle, high)
+
+        far = jnp.full_like(self.made[0], 40.0)
+        low, high = lax.fori_loop(0, 30, halved, (-far, far))
+        shift = (low + high) / 2
+        return replace(self, log_alpha=self.log_alpha + shift).project()
+
+    def between(self) -> tuple[int, int]:
+        count = int(self.count())
+        return (1, self.capacity) if self.learn else (count, count)
+
+    def with_count(self, count: int) -> AbstractMask:
+        if not self.learn or int(self.count()) == count:
+            return self
+        order = np.argsort(-np.asarray(self.log_alpha), kind="stable")
+        kept = np.isin(np.arange(self.capacity), order[:count])
+        opened = jnp.maximum(self.log_alpha, self._end + _CLEAR)
+        shut = jnp.minimum(self.log_alpha, self._end - _CLEAR)
+        return replace(self, log_alpha=jnp.where(kept, opened, shut))
 
     def drawn(self, key: PRNGKeyArray | None, still: Bool[ArrayLike, ""]) -> AbstractMask:
         if key is None:
@@ -151,8 +186,9 @@ class HardConcrete(AbstractMask):
 
     def project(self) -> "HardConcrete":
         # The largest gate is never shut: an axis without positions could not open again.
-        lift = jnp.maximum(self._end + 0.1 - jnp.max(self.log_alpha), 0)
-        return replace(self, log_alpha=self.log_alpha + lift)
+        largest = jnp.arange(self.capacity) == jnp.argmax(self.log_alpha)
+        lifted = jnp.maximum(self.log_alpha, self._end + _CLEAR)
+        return replace(self, log_alpha=jnp.where(largest, lifted, self.log_alpha))
 
 
 def _stretched(logits: Float[Array, " _"]) -> Float[Array, " _"]:

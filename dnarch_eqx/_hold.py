@@ -80,7 +80,10 @@ def _nearer(masks: Stacks, budget: Budget, pace: Float[Array, ""]) -> Stacks:
 
 
 def _resized(mask: AbstractMask, factor: Float[Array, ""]) -> AbstractMask:
-    return mask.resized(factor * mask.unclipped_size()) if mask.learn else mask
+    if not mask.learn:
+        return mask
+    new = mask.resized(factor * mask.unclipped_size())
+    return jtu.tree_map(lambda x, y: y.astype(x.dtype), mask, new)
 
 
 def _share(x: Stacks, direction: Stacks) -> Float[Array, ""]:

@@ -112,12 +112,16 @@ class AbstractMask(eqx.Module):
         return self.smallest_bucket(jnp.logical_not(self() <= 0))
 
     def count(self) -> Int[Array, ""]:
-        """How many positions are active: as many as a slice must hold, but where positions
-        between are not.
-        """
+        """How many positions are active, wherever they lie."""
         return self.active()
 
-    def counted(self, count: int) -> "AbstractMask":
+    def between(self) -> tuple[int, int]:
+        """The fewest and the most positions that can be active. On the host."""
+        ends = (0.0, 2.0 * self.capacity)
+        fewest, most = (int(self.resized(size).count()) for size in ends)
+        return fewest, most
+
+    def with_count(self, count: int) -> "AbstractMask":
         """The mask with so many positions active, changed as little as that takes: itself if it
         has, or cannot have so many. On the host.
         """

@@ -8,10 +8,11 @@ import jax.tree_util as jtu
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from ._axes import AxisMap
+from ._axes import AxisMap, Gate
 from ._embed import positions
 from ._layout import flat, Layout, layout
 from ._masks import AbstractMask, Masks
+from ._misc import Constant, constant, replace
 from ._nodes import is_shape, nodes
 
 
@@ -22,6 +23,14 @@ def permuted(model: Any, resolved: Layout, orders: Orders) -> Any:
     """A model with the positions of axes in another order, on all arrays that they lie on."""
 
     def walk(node: Any, path: str) -> Any:
+        if isinstance(node, Gate):
+            order = orders.get(node.axis)
+            if order is None or node.values is None:
+                return node
+            kept = node.values[order]
+            return replace(
+                node, stored=constant(kept) if isinstance(node.stored, Constant) else kept
+            )
         if eqx.is_array(node):
             dims = resolved.get(path, ())
             if not any(part.axis in orders for part in flat(*dims)):

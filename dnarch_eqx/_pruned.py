@@ -9,10 +9,9 @@ from ._axes import AxisMap
 from ._budgets import Budgets, listed
 from ._carried import taken
 from ._layout import layout
-from ._masks import Masks
+from ._masks import AbstractMask, Masks
 from ._misc import replace
 from ._order import free
-from ._plan import counts
 from ._reordered import in_orders
 from ._state import State
 
@@ -30,11 +29,11 @@ def pruned(
     optim: optax.GradientTransformation | None = None,
 ) -> _State:
     """The state without its least important positions: so many of them, over all axes, that the
-    budget is met. Pruning as it is known, by magnitude say, in place of masks that learn: masks
-    are only made smaller.
+    budget is met. This is how networks are pruned by magnitude, say, without masks that learn.
 
     A budget whose target changes with the step makes it pruning in steps. The positions that
-    are kept come first: weights, the optimizer's state and running statistics follow.
+    are kept come first, in their order: weights, the optimizer's state and running statistics
+    follow. Masks are to be ones and zeros, as below: the values of others go by the place.
 
     On the host, not inside `jax.jit`.
 
@@ -55,10 +54,10 @@ def pruned(
     - `state`: what training has come to; or a pair of a model and masks.
     - `axes`: what lies on which axis.
     - `importance`: axis to a number for each position, see [`dnarch_eqx.importance`][]. Axes
-        that it lacks stay as they are. Not for axes whose positions come in an order of their
-        own, as layers do.
+        that it lacks stay as they are. Not for axes of inputs or outputs, whose order others
+        know.
     - `budget`: one or several: the targets that their costs are not to exceed, at the state's
-        step; those of a pair are of step 0. Shares are of the capacity.
+        step; those of a pair are of step 0. Shares are of the capacity, not of the start.
     - `optim`: the Optax transformation that the state was made with. None is needed for a
         state without an `opt_state`.
 
@@ -73,24 +72,36 @@ def pruned(
     whole, masks = taken(state)
     scores = _checked(importance, masks, free(whole, layout(whole, axes, masks)))
     step = int(state.step) if isinstance(state, State) else 0
+    for one in listed(budget):
+        if one.share is not None and one.share[1] == "start":
+            raise ValueError(
+                "`budget` has a share of the start, which is not known here: give a number, or "
+                "a share of the capacity."
+            )
     budgets = [one.resolved(masks).at(step) for one in listed(budget)]
     if not budgets:
         raise ValueError("`budget` is None: what is to be pruned is what exceeds it.")
-    active = counts(masks)
+    active = {axis: int(mask.count()) for axis, mask in masks.items()}
     # What is not active is gone.
     scores = {
         axis: np.where(np.arange(len(x)) < active[axis], x, -np.inf)
         for axis, x in scores.items()
     }
     kept = _kept(scores, active, budgets)
-    orders = {axis: np.argsort(-x, kind="stable") for axis, x in scores.items()}
+    # Those that are left stay in their order: they may be layers.
+    lost = {
+        axis: ~np.isin(np.arange(len(x)), np.argsort(-x, kind="stable")[: kept[axis]])
+        for axis, x in scores.items()
+    }
+    orders = {axis: np.argsort(x, kind="stable") for axis, x in lost.items()}
     state = in_orders(state, axes, optim, orders)
-    smaller = {axis: masks[axis].counted(n) for axis, n in kept.items()}
+    smaller = {axis: masks[axis].with_count(n) for axis, n in kept.items()}
     for axis, mask in smaller.items():
         if int(mask.active()) != kept[axis]:
             raise ValueError(
-                f"The mask of axis {axis!r} cannot have {kept[axis]} active positions: a "
-                "higher temperature admits smaller sizes."
+                f"The mask of axis {axis!r} cannot have {kept[axis]} active positions, but "
+                f"{' to '.join(map(str, masks[axis].between()))}: give one that can, such as "
+                "`dn.Sigmoid(capacity, temperature=1e6)`."
             )
     return _with(state, smaller)
 
@@ -158,15 +169,17 @@ def _checked(
         if axis not in masks:
             raise ValueError(f"`importance` names {axis!r}, which has no mask.")
         mask, numbers = masks[axis], np.asarray(given, float)
-        if axis not in can or mask.window(1).start != 0 or mask.order() is not None:
+        prefix = mask.window(1).start == 0 and type(mask).order is AbstractMask.order
+        if axis not in can or not prefix:
             raise ValueError(
                 f"`importance` names {axis!r}, whose positions cannot change places: leave it "
                 "out."
             )
         if numbers.shape != (mask.capacity,) or not np.all(np.isfinite(numbers)):
-            what = f"shape {numbers.shape}" if numbers.shape != (mask.capacity,) else "NaN"
+            shape = numbers.shape != (mask.capacity,)
+            what = f"shape {numbers.shape}" if shape else "numbers that are not finite"
             raise ValueError(
-                f"`importance` has {what} for axis {axis!r}: it must be {mask.capacity} "
+                f"`importance` has {what} for axis {axis!r}: it must be {mask.capacity} finite "
                 "numbers."
             )
         found[axis] = numbers

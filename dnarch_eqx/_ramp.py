@@ -33,8 +33,8 @@ class Ramp(AbstractCurve):
     """
 
     offset: Float[Array, ""]
+    ramp: Float[Array, ""]
     made: Float[Array, " numbers"] = eqx.field(repr=False)
-    ramp: float = eqx.field(static=True)
     capacity: int = eqx.field(static=True)
     threshold: float = eqx.field(static=True)
     learn: tuple[str, ...] = eqx.field(static=True)
@@ -44,43 +44,43 @@ class Ramp(AbstractCurve):
         capacity: int,
         *,
         size: float | None = None,
-        ramp: float = 4.0,
+        ramp: float | None = None,
         threshold: float = 0.1,
         learn: Sequence[str] = ("offset",),
     ):
         """**Arguments:**
 
-        - `capacity`: how many positions the axis has.
+        - `capacity`: how many positions the axis has; at least 2.
         - `size`: the size to start at. By default the largest admissible, at which the last
             position has value 0.85.
-        - `ramp`: over how many positions it falls: 4 in DiffStride. At most the capacity.
+        - `ramp`: over how many positions it falls. At most the capacity, and by default 4, as
+            in DiffStride, where that has so many.
         - `threshold`: values below it are zero; in (0, 0.85).
         - `learn`: `("offset",)`, or nothing.
 
         Raises `ValueError` if an argument is out of its range.
         """
         self.capacity = positive("capacity", capacity)
+        if capacity < 2:
+            raise ValueError(f"`capacity` of a ramp must be at least 2, got {capacity}.")
         self.threshold = threshold_in_range(threshold)
         self.learn = names("learn", learn, ("offset",))
-        if not 0 < number("ramp", ramp) <= capacity:
+        ramp = min(4.0, capacity) if ramp is None else number("ramp", ramp)
+        if not 0 < ramp <= capacity:
             raise ValueError(
                 f"`ramp` must lie above 0 and at most at the capacity {capacity}, got {ramp}."
             )
-        self.ramp = float(ramp)
-        smallest = (LOWEST - self.threshold) * self.ramp
-        size = self._largest if size is None else number("size", size)
-        if not smallest <= size <= self._largest:
+        smallest = (LOWEST - self.threshold) * ramp
+        largest = capacity - 1 + _BEYOND + (HIGHEST - self.threshold) * ramp
+        size = largest if size is None else number("size", size)
+        if not smallest <= size <= largest:
             raise ValueError(
-                f"`size` must lie between {smallest:.4g} and {self._largest:.4g}, which are "
+                f"`size` must lie between {smallest:.4g} and {largest:.4g}, which are "
                 f"admissible with a ramp of {ramp} positions of {capacity}; got {size}."
             )
-        self.offset = as_float(2 * (size + self.threshold * self.ramp) / capacity - 1)
+        self.offset = as_float(2 * (size + self.threshold * ramp) / capacity - 1)
+        self.ramp = as_float(ramp)
         self.made = made(self)
-
-    @property
-    def _largest(self) -> float:
-        last = self.capacity - 1 + _BEYOND * (self.capacity > 1)
-        return last + (HIGHEST - self.threshold) * self.ramp
 
     def coordinates(self) -> np.ndarray:
         k = np.arange(self.capacity)
@@ -90,15 +90,15 @@ class Ramp(AbstractCurve):
         return slice(0, bucket_in_range(bucket, self.capacity))
 
     def smooth(self, x: Float[Array, " x"]) -> Float[Array, " x"]:
-        (offset,) = self.learned("offset")
-        return jnp.clip((offset - as_float(x)) * (self.capacity / (2 * self.ramp)), 0, 1)
+        offset, ramp = self.learned("offset", "ramp")
+        return jnp.clip((offset - as_float(x)) * (self.capacity / (2 * ramp)), 0, 1)
 
     def smallest_bucket(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
         return jnp.sum(active)
 
     def cutoff(self) -> Float[Array, ""]:
-        (offset,) = self.learned("offset")
-        return offset - self.threshold * (2 * self.ramp / self.capacity)
+        offset, ramp = self.learned("offset", "ramp")
+        return offset - self.threshold * (2 * ramp / self.capacity)
 
     def unclipped_size(self) -> Float[Array, ""]:
         return (self.cutoff() + 1) * (self.capacity / 2)

@@ -42,7 +42,7 @@ def settled(masks: Masks, budgets: Budgets, step: int = 0) -> dict[str, Abstract
     some = [b.resolved(masks).at(step) for b in listed(budgets) if b.hold != "penalty"]
     found = _whole(masks, _counting(masks, some), some)
     return {
-        axis: mask.counted(found[axis]) if axis in found else mask
+        axis: mask.with_count(found[axis]) if axis in found else mask
         for axis, mask in masks.items()
     }
 
@@ -60,8 +60,7 @@ def _whole(masks: Masks, learned: list[str], budgets: Sequence[Budget]) -> dict[
         return {}
     costs = _costs(masks, learned, budgets)
     start = np.array([float(masks[a].size()) for a in learned])
-    lowest = np.array([_reached(masks[a], 0.0) for a in learned])
-    highest = np.array([_reached(masks[a], 2.0 * masks[a].capacity) for a in learned])
+    lowest, highest = np.array([masks[a].between() for a in learned]).T
 
     def rounded(sizes: _Sizes) -> _Sizes:
         near = np.where(steps == 2, 2 * np.round((sizes - 1) / 2) + 1, np.round(sizes))
@@ -92,10 +91,6 @@ def _whole(masks: Masks, learned: list[str], budgets: Sequence[Budget]) -> dict[
         if scores(found[None], 0.0)[0] <= enough:
             break
     return dict(zip(learned, map(int, found)))
-
-
-def _reached(mask: AbstractMask, size: float) -> int:
-    return int(mask.resized(size).count())
 
 
 def _moves(axes: int, reach: int) -> Float[np.ndarray, "moves axes"]:

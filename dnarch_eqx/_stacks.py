@@ -119,4 +119,5 @@ def with_learned(before: Stacks, after: Stacks) -> Stacks:
 
 def zeros_elsewhere(grads: Stacks, masks: Masks) -> dict[str, AbstractMask]:
     """Gradients one by one, zero for what is not learned."""
-    return grads.apart(jtu.tree_map(jnp.zeros_like, dict(masks)))
+    floats = eqx.filter(dict(masks), eqx.is_inexact_array)
+    return grads.apart(jtu.tree_map(jnp.zeros_like, floats))

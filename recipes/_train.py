@@ -231,6 +231,7 @@ def _segment(
             state = _pruned(settings, built, state)
         if settles:
             state = planner.learner.settle(state)
+            state = dn.reordered(state, built.axes, _optim(settings))
         state, info = planner.step(state, next(batch), key=key)
         infos.append(info)
         if step == end or step % settings.log == 0:

@@ -154,6 +154,13 @@ def test_costs_that_exclude_each_other():
         resolve(pair(180.0), some)
 
 
+def test_nothing_that_is_learned():
+    """Several budgets are looked at all the same."""
+    some: Any = {"a": dn.Sigmoid(8, size=4.0, learn=()), "b": dn.Sigmoid(8, size=2.0, learn=())}
+    one, two = (lambda sizes: sizes["a"]), (lambda sizes: sizes["b"])
+    resolve([dn.Budget(one, 4.0, hold="bound"), dn.Budget(two, 2.0, hold="bound")], some)
+
+
 def test_a_learner_that_starts_again(getkey):
     """A share of the start is that of the masks that it is given."""
     net = Layered(getkey())

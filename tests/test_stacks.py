@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 import pytest
 
 import dnarch_eqx as dn
@@ -69,6 +70,32 @@ def test_gradients_are_those_of_each():
                 assert np.any(given != 0)
             else:
                 assert not np.any(given)
+
+
+class Counting(dn.Sigmoid):
+    """A user's own, with an array of whole numbers."""
+
+    seen: jax.Array
+
+    def __init__(self, capacity, **kwargs):
+        super().__init__(capacity, **kwargs)
+        self.seen = jnp.arange(3)
+
+
+def test_masks_with_whole_numbers_train():
+    net = eqx.nn.MLP(2, 2, 8, 1, key=jax.random.key(0))
+    axes, masks = dn.find_axes(net, jnp.ones(2)).learn()
+    masks = {axis: Counting(mask.capacity, size=5.0) for axis, mask in masks.items()}
+    loss = lambda net, x, key: jnp.mean(jax.vmap(net)(x) ** 2)
+    with jax.numpy_dtype_promotion("standard"):
+        learner = dn.Learner(loss, optax.chain(optax.clip(1.0), optax.adam(1e-2)), axes)
+        state = learner.init(net, masks)
+        new, info = learner.step(state, jnp.ones((4, 2)), {})
+    assert info.finite
+    for axis, mask in masks.items():
+        trained: Any = new.masks[axis]
+        assert trained.offset != mask.offset
+        assert np.array_equal(trained.seen, [0, 1, 2])
 
 
 def test_few_operations():

@@ -19,7 +19,6 @@ from .._masks import Masks
 from .._materialize import materialize
 from .._misc import at_least, replace
 from .._plan import as_plan, check_covers, Plan
-from .._reordered import reordered
 from .._settle import settled
 from .._state import init, State, StepInfo
 from .._train import make_step, OnNonfinite
@@ -145,8 +144,7 @@ class Learner:
         """
         masks = settled(state.masks, self.budget, int(state.step))
         warn_of(missed(self.budget, masks, int(state.step)))
-        state = replace(state, masks=masks, settled=jnp.ones_like(state.settled))
-        return reordered(state, self.axes, self._optim)
+        return replace(state, masks=masks, settled=jnp.ones_like(state.settled))
 
     def step(
         self,

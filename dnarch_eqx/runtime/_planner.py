@@ -236,9 +236,13 @@ class Planner:
         """[`dnarch_eqx.Planner.finish`][], and the network to be deployed: see
         [`dnarch_eqx.freeze`][]. With its state, if it has one.
 
+        - `state`: that of the last step, or one that was edited since, settled say.
+
         Warns ([`dnarch_eqx.BudgetWarning`][]) of a budget that it misses.
         """
-        state = self.finish(state)
+        last = self._run.returned
+        if state is None or last is None or state is last or same(state, last):
+            state = self.finish(state)
         warn_of(missed(self.learner.budget, state.masks, int(state.step)))
         axes = self.learner.axes
         return freeze(state.model, axes, state.masks, model_state=state.model_state)
