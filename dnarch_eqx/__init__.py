@@ -25,7 +25,7 @@ from ._cost import parameter_cost as parameter_cost
 from ._costs import Costs as Costs, costs as costs
 from ._count import Count as Count
 from ._counterpart import counterpart as counterpart
-from ._curve import AbstractCurve as AbstractCurve
+from ._curve import AbstractCurve as AbstractCurve, AbstractPrefix as AbstractPrefix
 from ._custom_types import Cost as Cost, Loss as Loss, Sizes as Sizes
 from ._embed import embed as embed
 from ._extended import extended as extended

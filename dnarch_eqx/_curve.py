@@ -2,9 +2,9 @@ import abc
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from ._masks import AbstractMask
+from ._masks import AbstractMask, bucket_in_range
 from ._misc import as_float
 
 
@@ -35,3 +35,33 @@ class AbstractCurve(AbstractMask):
         kept = self.window(self.capacity if bucket is None else bucket)
         # Coordinates are constants, the same whatever the bucket: values agree exactly.
         return self.at(as_float(self.coordinates()[kept]))
+
+
+# A little beyond its place, in positions: at a whole size rounding is not to decide whether a
+# position is active.
+BEYOND = 1e-3
+
+
+class AbstractPrefix(AbstractCurve):
+    """A curve that falls: the first positions are kept, over an axis of length 2 that begins at
+    -1, on which position k lies at size k. It is active as soon as some of it is counted, and
+    the active count is the size rounded up. (The paper's last position lies at 1.)
+    """
+
+    def coordinates(self) -> np.ndarray:
+        # But the first, which no admissible mask is to lose.
+        k = np.arange(self.capacity)
+        return -1 + 2 * (k + BEYOND * (k > 0)) / self.capacity
+
+    def window(self, bucket: int) -> slice:
+        return slice(0, bucket_in_range(bucket, self.capacity))
+
+    def smallest_bucket(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
+        return jnp.sum(active)
+
+    def unclipped_size(self) -> Float[Array, ""]:
+        # Not Eq. 11's unit, which depends on where the mask started: the same for all.
+        return (self.cutoff() + 1) * (self.capacity / 2)
+
+    def position(self) -> Float[Array, ""]:
+        return self.unclipped_size() + (1 - BEYOND)

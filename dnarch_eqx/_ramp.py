@@ -2,14 +2,12 @@ from collections.abc import Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
-from ._curve import AbstractCurve
+from ._curve import AbstractPrefix, BEYOND
 from ._made import made
 from ._masks import (
     AbstractMask,
-    bucket_in_range,
     HIGHEST,
     LOWEST,
     names,
@@ -18,11 +16,7 @@ from ._masks import (
 from ._misc import as_float, number, positive, replace
 
 
-# In positions: as of the sigmoid.
-_BEYOND = 1e-3
-
-
-class Ramp(AbstractCurve):
+class Ramp(AbstractPrefix):
     r"""Keeps a prefix of an axis, and falls linearly at its end: the mask of adaptive attention
     spans (Sukhbaatar et al. 2019) and of DiffStride (Riad et al. 2022, "Learning strides in
     convolutional neural networks"), which puts it on frequencies.
@@ -71,7 +65,7 @@ class Ramp(AbstractCurve):
                 f"`ramp` must lie above 0 and at most at the capacity {capacity}, got {ramp}."
             )
         smallest = (LOWEST - self.threshold) * ramp
-        largest = capacity - 1 + _BEYOND + (HIGHEST - self.threshold) * ramp
+        largest = capacity - 1 + BEYOND + (HIGHEST - self.threshold) * ramp
         size = largest if size is None else number("size", size)
         if not smallest <= size <= largest:
             raise ValueError(
@@ -82,29 +76,13 @@ class Ramp(AbstractCurve):
         self.ramp = as_float(ramp)
         self.made = made(self)
 
-    def coordinates(self) -> np.ndarray:
-        k = np.arange(self.capacity)
-        return -1 + 2 * (k + _BEYOND * (k > 0)) / self.capacity
-
-    def window(self, bucket: int) -> slice:
-        return slice(0, bucket_in_range(bucket, self.capacity))
-
     def smooth(self, x: Float[Array, " x"]) -> Float[Array, " x"]:
         offset, ramp = self.learned("offset", "ramp")
         return jnp.clip((offset - as_float(x)) * (self.capacity / (2 * ramp)), 0, 1)
 
-    def smallest_bucket(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
-        return jnp.sum(active)
-
     def cutoff(self) -> Float[Array, ""]:
         offset, ramp = self.learned("offset", "ramp")
         return offset - self.threshold * (2 * ramp / self.capacity)
-
-    def unclipped_size(self) -> Float[Array, ""]:
-        return (self.cutoff() + 1) * (self.capacity / 2)
-
-    def position(self) -> Float[Array, ""]:
-        return self.unclipped_size() + (1 - _BEYOND)
 
     def resized(self, size: Float[ArrayLike, ""]) -> AbstractMask:
         if not self.learn:

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax.nn as jnn
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Float
 
-from ._curve import AbstractCurve
+from ._curve import AbstractPrefix
 from ._made import made
 from ._masks import (
     AbstractMask,
-    bucket_in_range,
     HIGHEST,
     LOWEST,
     names,
@@ -22,11 +20,9 @@ from ._misc import as_float, number, positive, replace
 
 # Below the first the admissible range is (nearly) empty, beyond the second float32 overflows.
 _MIN_TEMPERATURE, _MAX_TEMPERATURE = 1.0, 1e30
-# In positions.
-_BEYOND = 1e-3
 
 
-class Sigmoid(AbstractCurve):
+class Sigmoid(AbstractPrefix):
     r"""Keeps a prefix of an axis: widths, depths, resolutions (Eq. 4).
 
     $m(x) = \sigma(\tau (\mu - x))$ where that is at least the threshold, else 0, over
@@ -90,34 +86,15 @@ class Sigmoid(AbstractCurve):
         self.temperature = as_float(temperature)
         self.made = made(self)
 
-    def coordinates(self) -> np.ndarray:
-        # A little beyond: at a whole size rounding is not to decide. But the first, which no
-        # admissible mask is to lose.
-        k = np.arange(self.capacity)
-        return -1 + 2 * (k + _BEYOND * (k > 0)) / self.capacity
-
-    def window(self, bucket: int) -> slice:
-        return slice(0, bucket_in_range(bucket, self.capacity))
-
     def smooth(self, x: Float[Array, " x"]) -> Float[Array, " x"]:
         offset, temperature = self.learned("offset", "temperature")
         # Not 1 - 1 / (1 + exp(...)) as printed: the gradient of that exp overflows.
         z = temperature * (offset - as_float(x))
         return jnn.sigmoid(z)
 
-    def smallest_bucket(self, active: Bool[Array, " capacity"]) -> Int[Array, ""]:
-        return jnp.sum(active)
-
     def cutoff(self) -> Float[Array, ""]:
         offset, temperature = self.learned("offset", "temperature")
         return offset + _logit(1 - self.threshold) / temperature
-
-    def unclipped_size(self) -> Float[Array, ""]:
-        # Not Eq. 11's unit, which depends on where the mask started: the same for all.
-        return (self.cutoff() + 1) * (self.capacity / 2)
-
-    def position(self) -> Float[Array, ""]:
-        return self.unclipped_size() + (1 - _BEYOND)
 
     def resized(self, size: Float[ArrayLike, ""]) -> AbstractMask:
         if "offset" not in self.learn:

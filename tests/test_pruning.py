@@ -19,6 +19,7 @@ from test_growth import OPTIMIZERS
 import dnarch_eqx as dn
 from dnarch_eqx import nn
 from dnarch_eqx._extended import extended
+from dnarch_eqx._made import made as made_of
 from dnarch_eqx._state import init
 
 
