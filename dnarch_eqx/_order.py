@@ -11,7 +11,7 @@ from jaxtyping import Int, PyTree
 from ._axes import AxisMap, Gate
 from ._embed import positions
 from ._layout import flat, Layout, layout
-from ._masks import AbstractMask, Masks
+from ._masks import AbstractMask, check_masks, Masks
 from ._misc import Constant, constant, replace
 from ._nodes import is_shape, nodes
 
@@ -50,6 +50,7 @@ def active_first(
     """Model and masks with active positions before the others, wherever they can change places:
     the same function.
     """
+    check_masks(masks)
     orders = orders_of(masks)
     if not orders:
         return model, dict(masks)

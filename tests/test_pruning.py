@@ -203,7 +203,17 @@ def noise(params, seed):
     )
 
 
-@pytest.mark.parametrize("name", ["mlp", "attention", "batch norm", "scanned", "tied"])
+# The others take long to compile.
+FEW = ("adam", "flat", "factored", "schedule free")
+slow = lambda names, few: [
+    name if name in few else pytest.param(name, marks=pytest.mark.slow) for name in names
+]
+
+
+KINDS = ("mlp", "attention", "batch norm", "scanned", "tied")
+
+
+@pytest.mark.parametrize("name", slow(KINDS, ("mlp", "attention", "batch norm")))
 def test_active_positions_come_first(name, x64):
     """The same function, under a plan that it did not fit into, and frozen."""
     state, axes, optim = with_gates(name)
@@ -227,7 +237,7 @@ def test_active_positions_come_first(name, x64):
         assert dn.parameters(small) < dn.parameters(state.model)
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "factored"])
+@pytest.mark.parametrize("name", slow([*OPTIMIZERS, "factored"], FEW))
 def test_updates_commute_with_places(name, x64):
     """Of the reordered state as of the state: what an optimizer keeps has gone along."""
     make = OPTIMIZERS.get(name, lambda: optax.adafactor(1e-2, min_dim_size_to_factor=4))
@@ -367,7 +377,7 @@ def test_a_step_draws_until_sizes_are_settled(x64):
         step(state, x, None, None, plan)
 
 
-@pytest.mark.parametrize("hold", ["exact", "penalty"])
+@pytest.mark.parametrize("hold", slow(["exact", "penalty"], ["exact"]))
 def test_gates_meet_a_budget(hold):
     """Of twelve features the four that carry the signal stay, wherever they lie."""
     net: Any = eqx.nn.MLP(12, 1, 12, 1, key=jr.key(0))
