@@ -41,7 +41,7 @@ def pruned(
 
         ```python
         masks = {axis: dn.Sigmoid(n, temperature=1e6) for axis, n in sizes.items()}  # 0 or 1
-        target = optax.linear_schedule(costs.operations(sizes), target, steps)
+        target = optax.linear_schedule(costs.operations(sizes), most, steps)
         budget = dn.Budget(costs.operations, target, hold="bound")
         ...
         if step % 100 == 0:
@@ -94,7 +94,6 @@ def pruned(
         for axis, x in scores.items()
     }
     orders = {axis: np.argsort(x, kind="stable") for axis, x in lost.items()}
-    state = in_orders(state, axes, optim, orders)
     smaller = {axis: masks[axis].with_count(n) for axis, n in kept.items()}
     for axis, mask in smaller.items():
         if int(mask.active()) != kept[axis]:
@@ -103,7 +102,7 @@ def pruned(
                 f"{' to '.join(map(str, masks[axis].between()))}: give one that can, such as "
                 "`dn.Sigmoid(capacity, temperature=1e6)`."
             )
-    return _with(state, smaller)
+    return _with(in_orders(state, axes, optim, orders), smaller)
 
 
 def _kept(

@@ -29,7 +29,9 @@ def _text(run: Run) -> str:
     settings = run.settings
     built = run.built
     # As it is deployed.
-    complexity = float(built.cost(dn.exact(run.masks)) / built.cost(built.target))
+    complexity = float(
+        built.cost({a: m.count() for a, m in run.masks.items()}) / built.cost(built.target)
+    )
     title = f"{settings.learn or 'base'}, CCNN"
     over_base = f"Complexity over that of the base network: {complexity:.3f}. "
     if settings.variant in _pruning.NAMES:

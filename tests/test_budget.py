@@ -158,7 +158,9 @@ def test_nothing_that_is_learned():
     """Several budgets are looked at all the same."""
     some: Any = {"a": dn.Sigmoid(8, size=4.0, learn=()), "b": dn.Sigmoid(8, size=2.0, learn=())}
     one, two = (lambda sizes: sizes["a"]), (lambda sizes: sizes["b"])
-    resolve([dn.Budget(one, 4.0, hold="bound"), dn.Budget(two, 2.0, hold="bound")], some)
+    budgets = [dn.Budget(one, 4.0, hold="bound"), dn.Budget(two, 2.0, hold="bound")]
+    resolved: Any = resolve(budgets, some)
+    assert [float(budget.target) for budget in resolved] == [4.0, 2.0]
 
 
 def test_a_learner_that_starts_again(getkey):
