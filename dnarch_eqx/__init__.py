@@ -6,6 +6,7 @@ from importlib.metadata import (
 )
 
 from . import ladders as ladders, nn as nn, runtime as runtime
+from ._absorbed import absorbed as absorbed
 from ._axes import (
     Axes as Axes,
     AxisMap as AxisMap,

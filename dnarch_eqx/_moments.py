@@ -46,7 +46,8 @@ def moved(
 ) -> PyTree:
     """The optimizer's state for other parameters, the floating-point arrays of model and masks.
     Arrays that belong to a parameter have the old entries in their places, and those that the
-    optimizer begins with elsewhere; all else is as it was.
+    optimizer begins with elsewhere; all else is as it was. Where a weight was scaled its
+    gradients are from now on divided by as much, and powers of gradients that are kept, too.
 
     Raises `ValueError` for a state that is not the optimizer's. Warns of what begins anew.
     """
@@ -58,7 +59,9 @@ def moved(
             f"these masks that would be\n{wanted}."
         )
     pairs, treedef = jtu.tree_flatten_with_path(optim.init(new))
-    moving = _Moving(dict(given), dict(pairs), old, new, places, numbers)
+    scaled = any(place.scale is not None for place in places.values())
+    degrees = _degrees(optim, new) if scaled else {}
+    moving = _Moving(dict(given), dict(pairs), old, new, places, numbers, degrees)
     return treedef.unflatten([moving(*pair) for pair in pairs])
 
 
@@ -71,7 +74,9 @@ class _Moving:
         after: PyTree,
         places: Places,
         numbers: Mapping[Keys, Number],
+        degrees: Mapping[Keys, int],
     ):
+        self.degrees = degrees
         self.old, self.new = old, new
         self.before, self.after = (_by_kind(params) for params in (before, after))
         self.values = {keys: x for keys, (_, x) in self.after.items()}
@@ -86,7 +91,7 @@ class _Moving:
             same = jnp.shape(old) == jnp.shape(new)
             if same and (self.stay or jnp.ndim(old) == 0):
                 return old
-            flat = self._flat(new, old)
+            flat = self._flat(keys, new, old)
             if flat is None and same:
                 return old
             return _anew(keys, new) if flat is None else flat
@@ -103,9 +108,10 @@ class _Moving:
                 return place.put(new, old, scaled=True)
             slope = jnp.asarray(number.slope(), old.dtype)
             return number.value + slope * (old - number.before)
+        place = self._of_gradients(keys, place)
         shape = self.values[parameter].shape
         same = jnp.shape(old) == jnp.shape(new)
-        if same and place.shape == shape and place.stays:
+        if same and place.shape == shape and place.stays and place.scale is None:
             return old
         factored = self._factored(keys, start, stop, place)
         if factored is not None:
@@ -113,7 +119,15 @@ class _Moving:
         if same and place.shape != shape:
             return old
         at = _matched(place, shape, jnp.shape(old), jnp.shape(new))
-        return _anew(keys, new) if at is None else at.put(new, old)
+        return _anew(keys, new) if at is None else at.put(new, old, scaled=True)
+
+    def _of_gradients(self, keys: Keys, place: Place) -> Place:
+        """The place for a power of gradients: they are divided where weights are multiplied."""
+        degree = self.degrees.get(keys, 0)
+        if place.scale is None or degree == 0:
+            return place._replace(scale=None)
+        scale = np.where(place.scale == 0, 1.0, place.scale)
+        return place._replace(scale=scale**-degree)
 
     def _factored(self, keys: Keys, start: int, stop: int, place: Place) -> Array | None:
         """A second moment that is kept as means over dimensions, if it is one."""
@@ -125,7 +139,7 @@ class _Moving:
         if any(x is None for x in old):
             return None
         zeros = np.zeros(self.values[keys[start:stop]].shape)
-        whole = place.put(zeros, unfactored(old, place.shape))
+        whole = place.put(zeros, unfactored(old, place.shape), scaled=True)
         new = [self.new[(*at, *keys[start:stop])] for at in among]
         return refactored(np.asarray(whole), field, new)
 
@@ -155,7 +169,7 @@ class _Moving:
             if all(same for same, _ in each) and any(filled for _, filled in each)
         }
 
-    def _flat(self, new: Any, old: Any) -> Array | None:
+    def _flat(self, keys: Keys, new: Any, old: Any) -> Array | None:
         """Where all parameters, or all of some kinds, are kept as one vector."""
         for n in (3, 2, 1):
             for kinds in it.combinations(_KINDS, n):
@@ -169,17 +183,49 @@ class _Moving:
                 if (jnp.shape(new), jnp.shape(old)) != ((total,), (whole,)):
                     continue
                 found = np.array(new)
-                for keys, x in after.items():
-                    place = self.places.get(keys)
+                for parameter, x in after.items():
+                    place = self.places.get(parameter)
                     if place is not None:
                         to = np.arange(x.size).reshape(x.shape)
                         of = np.arange(math.prod(place.shape)).reshape(place.shape)
                         if place.new:
                             to, of = to[np.ix_(*place.new)], of[np.ix_(*place.old)]
-                        kept = np.asarray(old)[firsts[place.was] + of.ravel()]
-                        found[starts[keys] + to.ravel()] = kept
+                        kept = np.asarray(old)[firsts[place.was] + of]
+                        by = self._of_gradients(keys, place).scale
+                        kept = kept if by is None else kept * by
+                        found[starts[parameter] + to.ravel()] = kept.ravel()
                 return jnp.asarray(found)
         return None
+
+
+def _degrees(optim: optax.GradientTransformation, params: PyTree) -> dict[Keys, int]:
+    """Of all that an optimizer keeps, which power of the gradients it is: found by a step with
+    gradients of one size, and with those of twice that.
+    """
+    optim = optax.with_extra_args_support(optim)
+
+    @jax.jit
+    def after(params: PyTree, size: Float[Array, ""]) -> PyTree:
+        grads = jtu.tree_map(lambda x: jnp.full_like(x, size), params)
+        return optim.update(grads, optim.init(params), params, value=jnp.ones(()))[1]
+
+    def total(x: Any) -> float:
+        return (
+            float(np.sum(np.abs(np.asarray(x, np.complex128))))
+            if eqx.is_inexact_array(x)
+            else 0.0
+        )
+
+    # Small ones, that no clipping changes.
+    first, second = (
+        jtu.tree_leaves_with_path(after(params, jnp.float32(s))) for s in (1e-5, 2e-5)
+    )
+    found = {}
+    for (keys, a), (_, b) in zip(first, second):
+        if total(a) > 0 and total(b) > 0:
+            power = math.log2(total(b) / total(a))
+            found[keys] = round(power) if abs(power - round(power)) < 0.1 else 0
+    return found
 
 
 def _by_kind(params: Any) -> dict[Keys, tuple[str, Array]]:
@@ -213,7 +259,9 @@ def _matched(
         return place._replace(old=(*more, *place.old), new=(*more, *place.new))
     found = [
         place._replace(
-            old=tuple(place.old[i] for i in some), new=tuple(place.new[i] for i in some)
+            old=tuple(place.old[i] for i in some),
+            new=tuple(place.new[i] for i in some),
+            scale=place.scale if len(some) == n else None,
         )
         for some in it.combinations(range(n), len(old))
         if [place.shape[i] for i in some] == list(old) and [shape[i] for i in some] == list(new)

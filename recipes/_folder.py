@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 import dnarch_eqx as dn
+from recipes._decided import Decided
 
 
 @contextlib.contextmanager
@@ -176,37 +177,91 @@ class Checkpoint:
 
     - `step`: how many steps are done.
     - `state`: what is trained.
-    - `planner`: what plans follow from; `None` before the first step.
+    - `planner`: what plans follow from; `None` before the first step, and before the first
+        after the architecture was decided on.
     - `trajectory`: how the architecture came about.
+    - `decided`: what was decided, if it was.
     """
 
     step: int
     state: dn.State
     planner: dn.runtime.PlannerState | None
     trajectory: Trajectory
+    decided: Decided | None = None
+
+    @property
+    def masks(self) -> dict[str, dn.AbstractMask]:
+        """All that there are, and those that are decided."""
+        return {**self.state.masks, **({} if self.decided is None else self.decided.masks)}
+
+    @property
+    def plan(self) -> dn.Plan:
+        """The buckets of all of these. There was at least one step."""
+        assert self.planner is not None and self.planner.plan is not None
+        return dn.Plan(
+            {**self.planner.plan, **({} if self.decided is None else self.decided.plan)}
+        )
+
+    def after(self, step: int, state: dn.State, planner: dn.Planner) -> "Checkpoint":
+        """A later one of the same part of the run, with masks to be written down."""
+        trace = planner.trace
+        if self.decided is not None:
+            trace = self.decided.joined(state.masks, trace)
+        new = dataclasses.replace(self, step=step, state=state, planner=planner.state)
+        return dataclasses.replace(new, trajectory=self.trajectory.at(step, new.masks, trace))
 
     def save(self, folder: Path) -> None:
         """Writes `trajectory.npz` and `checkpoint.eqx`."""
         assert self.planner is not None
         self.trajectory.save(folder / "trajectory.npz")
-        header = {"step": self.step, "planner": self.planner.to_json()}
-        save(folder / "checkpoint.eqx", header, self.state)
+        header: dict[str, Any] = {"step": self.step, "planner": self.planner.to_json()}
+        masks: dn.Masks = {}
+        if self.decided is not None:
+            masks = self.decided.masks
+            header["decided"] = {"at": self.decided.trace.length, "plan": self.decided.plan}
+            header["decided"]["axes"] = sorted(masks)
+        save(folder / "checkpoint.eqx", header, masks, self.state)
 
     @staticmethod
-    def load(folder: Path, start: dn.State, policy: dn.runtime.AbstractPolicy) -> "Checkpoint":
+    def load(
+        folder: Path,
+        start: dn.State,
+        policy: dn.runtime.AbstractPolicy,
+        later: Callable[[dn.Masks, Mapping[str, int]], dn.State],
+    ) -> "Checkpoint":
         """What the folder has, or the start of the run.
+
+        - `start`: the state there.
+        - `later`: from masks that were decided on, and their plan, to a state of the structure
+            that it has from then on.
 
         Raises a `ValueError` if it is damaged.
         """
         if not (path := folder / "checkpoint.eqx").is_file():
             return Checkpoint(0, start, None, Trajectory.start(start.masks))
-        header, state = load(path, lambda _: start)
+
+        def masks_of(header: Any) -> dn.Masks:
+            axes = header.get("decided", {"axes": []})["axes"]
+            return {axis: start.masks[axis] for axis in axes}
+
+        def state_of(header: Any, masks: dn.Masks) -> dn.State:
+            return later(masks, header["decided"]["plan"]) if masks else start
+
+        header, masks, state = load(path, masks_of, state_of)
         planner = dn.runtime.PlannerState.from_json(header["planner"], policy)
         trace = planner.recording.trace(tuple(sorted(state.masks)))
+        whole, decided = (
+            Trajectory.load(folder / "trajectory.npz", {**state.masks, **masks}),
+            None,
+        )
+        if masks:
+            assert whole.trace is not None
+            before = whole.trace.until(header["decided"]["at"])
+            decided = Decided(masks, header["decided"]["plan"], before)
+            trace = decided.joined(state.masks, trace)
         # It may have been written for a checkpoint that was not.
-        trajectory = Trajectory.load(folder / "trajectory.npz", state.masks)
         step = header["step"]
-        return Checkpoint(step, state, planner, trajectory.until(step, trace))
+        return Checkpoint(step, state, planner, whole.until(step, trace), decided)
 
 
 def _parameters(masks: dn.Masks) -> list[tuple[str, Any]]:

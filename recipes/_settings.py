@@ -86,7 +86,8 @@ class Settings:
     - `steps`, `warmup`, `batch_size`, `learning_rate`, `mask_rate`, `weight_decay`: of the
         training.
     - `dropout`, `omega_0`, `sigma`, `budget_weight`, `temperatures`: of network and budget.
-    - `hold`: how the complexity is held. `settle`: after how many steps exact sizes settle.
+    - `hold`: how the complexity is held. `settle`: after how many steps the architecture is
+        decided, where it is held exactly.
     - `headroom`: what the first plan has room for.
     - `compile_steps`: what a compilation is supposed to cost, in steps of the base network.
     - `segment`: after how many steps there is a checkpoint and an evaluation.
@@ -214,7 +215,7 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         omega_0=_given(over.omega_0, row.omega_0 * side / row.side),
         sigma=_given(over.sigma, 0.5 if laptop is None else laptop.sigma),
         hold=hold,
-        settle=3 * steps // 4,
+        settle=_settles(options.variant, steps),
         budget_weight=_given(over.budget_weight, pull),
         temperatures=(row.resolution_temperature, row.width_temperature, row.depth_temperature),
         headroom=0.05,
@@ -222,6 +223,11 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         segment=-(-steps // 4) if asked else epoch,
         log=10 if laptop is not None else 100,
     )
+
+
+def _settles(variant: str, steps: int) -> int:
+    # Pruning takes its time.
+    return 3 * steps // 4 if variant in _pruning.NAMES else steps // 2
 
 
 def _given(value: _Value | None, otherwise: _Value) -> _Value:

@@ -22,7 +22,8 @@ import optax
 from tqdm import tqdm
 
 import dnarch_eqx as dn
-from recipes import _folder, _network, _planner, _pruning, _rivals
+from recipes import _decided, _folder, _network, _planner, _pruning, _rivals
+from recipes._decided import Decided
 from recipes._folder import Checkpoint, Trajectory
 from recipes._network import Built, Network
 from recipes._settings import Settings
@@ -76,12 +77,13 @@ def train(
     built = build(task.network, settings)
     learner = _learner(task, settings, built)
     start = learner.init(built.model, built.masks)
-    now = Checkpoint.load(folder, start, _planner.policy(settings))
+    later = lambda masks, plan: _decided.like(start, masks, built.axes, plan, _optim(settings))
+    now = Checkpoint.load(folder, start, _planner.policy(settings), later)
     for name in ("metrics.jsonl", "compilations.jsonl"):
         # What was written after the checkpoint will be written again.
         rows = [row for row in _folder.read_lines(folder / name) if row["step"] <= now.step]
         _folder.write_lines(folder / name, rows)
-    planner = _planner.make(learner, settings, built.masks, now.planner)
+    part = _part(task, settings, built, learner, now)
     data = batches(
         task.splits.train,
         settings.batch_size,
@@ -94,10 +96,34 @@ def train(
     with tqdm(data, task.name, **shown, disable=None) as bar:
         batch = iter(bar)
         while now.step < settings.steps:
-            now = _segment(settings, folder, built, planner, now, batch, watch)
-            _evaluate(task, settings, folder, planner, now)
+            if now.step == settings.settle and settings.hold == "exact" and not now.decided:
+                now = _decide(settings, part, now)
+                part = _part(task, settings, built, learner, now)
+            now = _segment(settings, folder, part, now, batch, watch)
+            _evaluate(task, settings, folder, part, now)
             now.save(folder)
-    return _deploy(task, settings, folder, built, planner, now)
+    return _deploy(task, settings, folder, built, part, now)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Part:
+    """What a part of a run is trained with: until its architecture is decided, and after."""
+
+    built: Built
+    planner: dn.Planner
+
+
+def _part(
+    task: Task, settings: Settings, built: Built, learner: dn.Learner, now: Checkpoint
+) -> _Part:
+    """- `learner`: of a run that has not decided."""
+    step = 0
+    if now.decided is not None:
+        step = now.decided.trace.length
+        built = _decided.rest(built, now.decided.masks, now.state)
+        learner = _learner(task, settings, built, budgeted=False)
+    planner = _planner.make(learner, settings, now.state.masks, now.planner, step)
+    return _Part(built, planner)
 
 
 def open_run(task: Task, settings: Settings, folder: Path) -> None:
@@ -194,8 +220,13 @@ def _optim(settings: Settings) -> optax.GradientTransformation:
     )
 
 
-def _learner(task: Task, settings: Settings, built: Built) -> dn.Learner:
-    if settings.hold == "exact":
+def _learner(
+    task: Task, settings: Settings, built: Built, *, budgeted: bool = True
+) -> dn.Learner:
+    """- `budgeted`: or there is nothing left to hold."""
+    if not budgeted:
+        budget = dn.Budget(built.cost, built.target, 0.0)
+    elif settings.hold == "exact":
         budget = dn.Budget(built.cost, built.target, steps=max(settings.steps // 4, 1))
     else:
         budget = dn.Budget(built.cost, built.target, settings.budget_weight)
@@ -210,40 +241,56 @@ def _learner(task: Task, settings: Settings, built: Built) -> dn.Learner:
 def _segment(
     settings: Settings,
     folder: Path,
-    built: Built,
-    planner: dn.Planner,
+    part: _Part,
     now: Checkpoint,
     batch: Iterator[Any],
     watch: Callable[[int], None],
 ) -> Checkpoint:
     """The steps until the next checkpoint."""
-    state, trajectory = now.state, now.trajectory
-    end = min(now.step - now.step % settings.segment + settings.segment, settings.steps)
+    planner, state = part.planner, now.state
     infos, start = [], time.perf_counter()
-    for step in range(now.step + 1, end + 1):
+    for step in range(now.step + 1, (end := _next(settings, now.step)) + 1):
         known = len(planner.learner.compilations)
         key = jr.fold_in(jr.key(settings.seed), step - 1)
-        settles = settings.hold == "exact" and step == settings.settle + 1
-        cuts = _pruning.due(settings.variant, step - 1, settings.steps)
-        if settles or cuts:
-            state = planner.finish(state)
-        if cuts:
-            state = _pruned(settings, built, state)
-        if settles:
-            state = planner.learner.settle(state)
-            state = dn.reordered(state, built.axes, _optim(settings))
+        if not now.decided and _pruning.due(settings.variant, step - 1, settings.steps):
+            state = _pruned(settings, part.built, planner.finish(state))
         state, info = planner.step(state, next(batch), key=key)
         infos.append(info)
         if step == end or step % settings.log == 0:
             state = planner.finish(state)
-            trajectory = trajectory.at(step, state.masks, planner.trace)
+            now = now.after(step, state, planner)
             row = {"step": step, **_means(infos), "seconds": time.perf_counter() - start}
             _folder.append(folder / "metrics.jsonl", row)
             watch(step)
             infos, start = [], time.perf_counter()
         for compilation in planner.learner.compilations[known:]:
             _folder.append(folder / "compilations.jsonl", _described(step, compilation))
-    return Checkpoint(end, state, planner.state, trajectory)
+    return now
+
+
+def _next(settings: Settings, step: int) -> int:
+    """The step of the next checkpoint: after every segment, and where the architecture is
+    decided.
+    """
+    ends = {step - step % settings.segment + settings.segment, settings.steps}
+    if settings.hold == "exact" and step < settings.settle:
+        ends.add(settings.settle)
+    return min(ends)
+
+
+def _decide(settings: Settings, part: _Part, now: Checkpoint) -> Checkpoint:
+    """Settles on whole sizes at which the budget is met: what is left is a network of these."""
+    axes, optim = part.built.axes, _optim(settings)
+    state = part.planner.learner.settle(now.state)
+    names = _decided.searched(state.masks)
+    ladders = _planner.buckets(settings, state.masks)
+    plan = dn.plan(state.masks, {a: ladders[a] for a in names if ".resolution" in a})
+    plan = {axis: n for axis, n in plan.items() if axis in names and ".resolution" in axis}
+    new = _decided.smaller(state, axes, plan, optim)
+    kept = {axis: mask for axis, mask in state.masks.items() if axis not in new.masks}
+    assert now.trajectory.trace is not None
+    decided = Decided(kept, plan, now.trajectory.trace)
+    return dataclasses.replace(now, state=new, planner=None, decided=decided)
 
 
 def _pruned(settings: Settings, built: Built, state: dn.State) -> dn.State:
@@ -270,20 +317,20 @@ def _described(step: int, compilation: dn.runtime.Compilation) -> dict[str, Any]
 
 
 def _evaluate(
-    task: Task, settings: Settings, folder: Path, planner: dn.Planner, now: Checkpoint
+    task: Task, settings: Settings, folder: Path, part: _Part, now: Checkpoint
 ) -> None:
     """Writes down metrics on what is to choose by."""
     valid = held(task.splits.valid)
-    outputs = predict(task, settings, _trained(planner, now), valid)
+    outputs = predict(task, settings, _trained(part, now), valid)
     measured = {f"valid {k}": v for k, v in task.measure(outputs, valid.y).items()}
     _folder.append(folder / "metrics.jsonl", {"step": now.step} | measured)
     tqdm.write(f"step {now.step}: " + ", ".join(f"{k} {v:.4g}" for k, v in measured.items()))
 
 
-def _trained(planner: dn.Planner, now: Checkpoint) -> Any:
+def _trained(part: _Part, now: Checkpoint) -> Any:
     """The network as it trains."""
-    assert planner.plan is not None
-    return planner.learner.network(now.state, planner.plan)
+    assert part.planner.plan is not None
+    return part.planner.learner.network(now.state, part.planner.plan)
 
 
 def _deploy(
@@ -291,17 +338,17 @@ def _deploy(
     settings: Settings,
     folder: Path,
     built: Built,
-    planner: dn.Planner,
+    part: _Part,
     now: Checkpoint,
 ) -> Run:
     """Writes the small network, and measures it."""
-    plan, masks = planner.plan, now.state.masks
-    assert plan is not None  # there is at least one step
-    deployed = _network.deploy(built, now.state.model, masks, plan)
+    plan, masks = now.plan, now.masks
+    left = {axis: n for axis, n in plan.items() if axis in now.state.masks}
+    deployed = _network.deploy(part.built, now.state.model, now.state.masks, left)
     save_deployed(folder / "deployed.eqx", task.network, settings, masks, plan, deployed)
     valid, test = held(task.splits.valid), held(task.splits.test)
     outputs = predict(task, settings, deployed, valid)
-    trained = predict(task, settings, _trained(planner, now), valid)
+    trained = predict(task, settings, _trained(part, now), valid)
     return Run(
         task,
         settings,

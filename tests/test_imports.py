@@ -69,6 +69,7 @@ ORDER = (
     "_carried",
     "_growth",
     "_reordered",
+    "_absorbed",
     "_pruned",
     "_verify",
     "_train",

@@ -42,6 +42,13 @@ class Trace:
         """How many steps the counts stay as they are."""
         return np.diff(np.append(self.steps, self.length))
 
+    def until(self, length: int) -> "Trace":
+        """That of the first steps alone."""
+        if not 1 <= length <= self.length:
+            raise ValueError(f"`length` must be 1 to {self.length}, got {length}.")
+        before = self.steps < length
+        return Trace(self.axes, self.steps[before], self.active[before], length)
+
     def save(self, path: Path) -> None:
         """Writes it to a file, of the format `.npz`."""
         names = np.array(self.axes)
