@@ -1,11 +1,12 @@
 # Runs of recipes whose results are kept, a file each.
 
 import dataclasses
+import itertools as it
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 import dnarch_eqx as dn
 from recipes import _folder, _report, _settings, cifar, lra, membranes, mnist, nasbench360, ucr
-from recipes._hyperparameters import LAPTOP
+from recipes._hyperparameters import LAPTOP, Laptop
 from recipes._train import Run, train
 
 
@@ -24,14 +25,19 @@ Results = dict[tuple[str, str], list[dict[str, Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A task: its recipe, its row in the tables, the folder of its data, and what is trained
-    beside the variants.
+    """A task: its recipe, its row in the tables, the folder of its data, what is trained beside
+    the variants, and its preset if that is another than the row's.
     """
 
     make: Callable[..., Any]
     row: str
     folder: str | None = None
     others: tuple[str, ...] = ()
+    preset: Laptop | None = None
+
+    @property
+    def laptop(self) -> Laptop:
+        return LAPTOP[self.row] if self.preset is None else self.preset
 
 
 KINDS = {
@@ -43,6 +49,13 @@ KINDS = {
     "FordA": Kind(ucr.task, "ucr", "ucr"),
     "ElectricDevices": Kind(ucr.task, "ucr", "ucr"),
     "cifar10": Kind(cifar.task, "cifar10", "cifar", ("half", "double")),
+    # A longer sequence, and images of twice as many pixels.
+    "long": Kind(
+        mnist.task, "sequential", "mnist", preset=Laptop((16000, 1000, 10000), 28, 2000)
+    ),
+    "colour": Kind(
+        cifar.task, "cifar10", "cifar", preset=Laptop((16000, 1000, 10000), 32, 1500)
+    ),
     "darcy": Kind(nasbench360.task, "darcy", None, ("fno",)),
     "cosmic": Kind(nasbench360.task, "cosmic"),
     "membranes": Kind(membranes.task, "membranes", "membranes"),
@@ -64,7 +77,8 @@ class Series:
     data: Path | None
 
     def settings(self, task: str, variant: str, examples: int = 2**31, side: int = 1) -> Any:
-        return _settings.resolve(KINDS[task].row, self.options(task, variant), examples, side)
+        kind, options = KINDS[task], self.options(task, variant)
+        return _settings.resolve(kind.row, options, examples, side, kind.laptop)
 
     def run(self, jobs: Iterable[tuple[int, str, str]], minutes: float | None) -> None:
         """Runs what is not done, of seeds, tasks and variants; starts none after so long."""
@@ -80,10 +94,13 @@ class Series:
         if kind.folder is not None:
             assert self.data is not None
             data = self.data / kind.folder
-        task = kind.make(name, data, LAPTOP[kind.row], seed)
+        of = name if kind.preset is None else kind.row
+        task = kind.make(of, data, kind.laptop, seed)
         options = dataclasses.replace(self.options(name, variant), data=data, seed=seed)
         side = max(task.network.shape)
-        settings = _settings.resolve(kind.row, options, len(task.splits.train), side)
+        settings = _settings.resolve(
+            kind.row, options, len(task.splits.train), side, kind.laptop
+        )
         done = train(task, settings, folder)
         _report.write(folder, done)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +146,7 @@ def result(run: Run) -> dict[str, Any]:
         "mean relative": statistics.mean(relative),
         "deployed": rows[-1]["deployed"],
         "seconds": sum(row["seconds"] for row in run.rows if "seconds" in row),
+        "milliseconds": _milliseconds(rows),
         "compiling": sum(c["seconds"] - c["overlapped"] for c in run.compilations),
         "compilations": len(run.compilations),
         "parameters": dn.parameters(run.deployed),
@@ -137,6 +155,13 @@ def result(run: Run) -> dict[str, Any]:
         "settings": comparable(run.settings),
         "jax": jax.__version__,
     }
+
+
+def _milliseconds(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Of a step, over the last quarter of a run."""
+    last = rows[3 * len(rows) // 4 - 1 :]
+    steps = zip(last, last[1:])
+    return 1e3 * statistics.median(b["seconds"] / (b["step"] - a["step"]) for a, b in steps)
 
 
 def comparable(settings: _settings.Settings) -> dict[str, Any]:
@@ -182,9 +207,9 @@ def pairs(
 
 
 def over_base(results: Results, task: str, variant: str, name: str) -> float | None:
-    """A mean over that of the base."""
-    found = pairs(results, task, variant, lambda result: result[name])
-    if not found:
+    """A mean over that of the base; `None` where not all have it."""
+    found = pairs(results, task, variant, lambda result: result.get(name, math.nan))
+    if not found or any(map(math.isnan, it.chain(*found))):
         return None
     return sum(one for one, _ in found) / sum(base for _, base in found)
 

@@ -112,7 +112,7 @@ LAPTOP = {
     "cifar10": Laptop((16000, 1000, 10000), side=16, steps=3000),
     "cifar100": Laptop((16000, 1000, 10000), side=16, steps=3000),
     "darcy": Laptop((200, 32, 64), side=36, steps=2000, batch_size=8),
-    "cosmic": Laptop((400, 48, 96), side=32, steps=1000, batch_size=8),
+    "cosmic": Laptop((400, 48, 96), side=32, steps=2000, batch_size=8),
     "mnist": Laptop((16000, 1000, 10000), side=14, steps=3000),
     "sequential": Laptop((16000, 1000, 10000), side=14, steps=4000),
     "permuted": Laptop((16000, 1000, 10000), side=14, steps=4000),

@@ -101,12 +101,15 @@ def build(
     dropout: float,
     start: float = 1.0,
     stream: bool = False,
+    below: float = 0.0,
     key: PRNGKeyArray,
 ) -> Built:
     """The network at its capacities, its masks, and its budget's cost and target.
 
     - `learn`: of the letters K, R, W, D.
     - `temperatures`: of resolutions, widths and depth.
+    - `below`: by how many blocks a learned depth starts lower, which are as many to begin with:
+        noise alone is not to add one, for which the step would have to be compiled anew.
     - The others are those of [`dnarch_eqx.nn.dnarch`][].
     """
     ckey, fkey, lkey = jr.split(key, 3)
@@ -132,6 +135,9 @@ def build(
         key=ckey,
         **tokens,
     )
+    if below and "depth" in masks:
+        depth = masks["depth"]
+        masks["depth"] = depth.resized(depth.size() - below)
     axes, cost, target = nn.axes(ccnn), nn.complexity(ccnn), nn.base_sizes(ccnn, base)
     if not network.towers:
         return Built(ccnn, masks, axes, cost, target)

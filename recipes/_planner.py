@@ -7,6 +7,8 @@ masks alone. What is measured differs from run to run; with it plans would, and 
 rounding, and on resolutions the network itself.
 """
 
+from jax import Array
+
 import dnarch_eqx as dn
 from dnarch_eqx import nn
 from recipes._settings import Settings
@@ -35,7 +37,7 @@ def make(
         assert isinstance(learner.budget, dn.Budget)
         grid = dn.runtime.Grid(masks, ladders)
         timing = dn.runtime.Timing(
-            dn.runtime.host_cost(learner.budget.cost, grid),
+            dn.runtime.host_cost(_time(learner.budget.cost, settings.width), grid),
             compile=settings.compile_steps * float(learner.budget.target),
         )
         known = {"timing": timing, "background": False, "in_flight": 1}
@@ -50,13 +52,35 @@ def make(
     )
 
 
+def _time(cost: dn.Cost, width: int) -> dn.Cost:
+    """What a step takes, in units of the complexity: that does not count the stream, whose
+    norms and sums are half of what a narrow network does.
+    """
+
+    def time(sizes: dn.Sizes) -> Array:
+        of_stream = sizes["stream"] / width if "stream" in sizes else 1.0
+        return cost(sizes) * (1 + of_stream) / 2
+
+    return time
+
+
 def buckets(settings: Settings, masks: dn.Masks) -> dict[str, dn.Ladder]:
-    """The ladder of every axis."""
+    """The ladder of every axis, while the architecture is learned."""
     # Fine ones: the policy sees to it that there are few compilations. But coarse ones for
-    # kernels, which are rendered once for all examples, and in narrow networks for resolutions:
-    # to bring features back costs there what a grid smaller by a quarter saves.
+    # kernels, which are rendered once for all examples; for the stream, of which a few channels
+    # more cost next to nothing; and in narrow networks for resolutions: to bring features back
+    # costs there what a grid smaller by a quarter saves.
     narrow = settings.width < 64
-    fine = nn.buckets(masks, ratio=1.06, multiple=2 if narrow else 8)
-    coarse = nn.buckets(masks, ratio=1.5)
-    parts = (".kernel", ".resolution") if narrow else (".kernel",)
-    return {axis: (coarse if any(p in axis for p in parts) else fine)[axis] for axis in masks}
+    ladders = dict(nn.buckets(masks, ratio=1.06, multiple=2 if narrow else 8))
+    for axis, ladder in nn.buckets(masks, ratio=1.5).items():
+        if ".kernel" in axis or (narrow and ".resolution" in axis):
+            ladders[axis] = ladder
+    if narrow and "stream" in masks:
+        ladders["stream"] = dn.ladders.multiples(8)(masks["stream"].capacity)
+    return ladders
+
+
+def grids(masks: dn.Masks) -> dn.Plan:
+    """The grids of the resolutions that were decided on: lengths that transforms like."""
+    chosen = {axis: mask for axis, mask in masks.items() if ".resolution" in axis}
+    return dn.plan(chosen, nn.buckets(chosen, ratio=1.0))

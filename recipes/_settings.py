@@ -144,7 +144,13 @@ def parse_base(text: str) -> nn.Base:
     return nn.Base(int(match[1]), int(match[2]))
 
 
-def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
+def resolve(
+    task: str,
+    options: Options,
+    examples: int,
+    side: int,
+    laptop: _hyperparameters.Laptop | None = None,
+) -> Settings:
     """The settings of a run: of the paper's tables, or what a laptop takes, with the overrides.
 
     - `task`: a name in the tables.
@@ -152,11 +158,12 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
     - `side`: how many positions the longest axis of the grid has. On a shorter grid than the
         paper's, `omega_0` is as much smaller: kernels then have the same frequencies, in
         cycles a position.
+    - `laptop`: what a laptop takes, if not what is usual.
 
     Raises a `ValueError` for a base that is none, a task that no table has, fewer examples
     than a batch that is asked for, and numbers out of range.
     """
-    laptop = _hyperparameters.LAPTOP[task] if options.laptop else None
+    laptop = (laptop or _hyperparameters.LAPTOP[task]) if options.laptop else None
     rival = _hyperparameters.RIVALS.get(options.variant)
     default = nn.CCNN_4_140 if laptop is None else laptop.base
     default = default if rival is None else rival.base
@@ -218,8 +225,8 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
         settle=_settles(options.variant, steps),
         budget_weight=_given(over.budget_weight, pull),
         temperatures=(row.resolution_temperature, row.width_temperature, row.depth_temperature),
-        headroom=0.05,
-        compile_steps=300.0 if laptop is None else 600.0,
+        headroom=0.05 if laptop is None else 0.15,
+        compile_steps=1000.0 if laptop is not None else 600.0,
         segment=-(-steps // 4) if asked else epoch,
         log=10 if laptop is not None else 100,
     )
@@ -227,7 +234,7 @@ def resolve(task: str, options: Options, examples: int, side: int) -> Settings:
 
 def _settles(variant: str, steps: int) -> int:
     # Pruning takes its time.
-    return 3 * steps // 4 if variant in _pruning.NAMES else steps // 2
+    return 3 * steps // 4 if variant in _pruning.NAMES else steps // 4
 
 
 def _given(value: _Value | None, otherwise: _Value) -> _Value:

@@ -160,6 +160,7 @@ def build(network: Network, settings: Settings) -> Built:
         "dropout": settings.dropout,
         "start": settings.start,
         "stream": settings.stream,
+        "below": 0.2 if settings.hold == "exact" else 0.0,
         "key": jr.key(settings.seed),
     }
     if settings.variant in _pruning.NAMES:
@@ -227,7 +228,8 @@ def _learner(
     if not budgeted:
         budget = dn.Budget(built.cost, built.target, 0.0)
     elif settings.hold == "exact":
-        budget = dn.Budget(built.cost, built.target, steps=max(settings.steps // 4, 1))
+        pace = max(min(settings.steps // 4, settings.settle // 2), 1)
+        budget = dn.Budget(built.cost, built.target, steps=pace)
     else:
         budget = dn.Budget(built.cost, built.target, settings.budget_weight)
     return dn.Learner(task.loss, _optim(settings), built.axes, budget)
@@ -282,14 +284,11 @@ def _decide(settings: Settings, part: _Part, now: Checkpoint) -> Checkpoint:
     """Settles on whole sizes at which the budget is met: what is left is a network of these."""
     axes, optim = part.built.axes, _optim(settings)
     state = part.planner.learner.settle(now.state)
-    names = _decided.searched(state.masks)
-    ladders = _planner.buckets(settings, state.masks)
-    plan = dn.plan(state.masks, {a: ladders[a] for a in names if ".resolution" in a})
-    plan = {axis: n for axis, n in plan.items() if axis in names and ".resolution" in axis}
+    plan = _planner.grids(state.masks)
     new = _decided.smaller(state, axes, plan, optim)
     kept = {axis: mask for axis, mask in state.masks.items() if axis not in new.masks}
     assert now.trajectory.trace is not None
-    decided = Decided(kept, plan, now.trajectory.trace)
+    decided = Decided(kept, dict(plan), now.trajectory.trace)
     return dataclasses.replace(now, state=new, planner=None, decided=decided)
 
 

@@ -21,6 +21,8 @@ def write(
         "test": {metric: value},
         "relative": 0.5,
         "mean relative": 0.75,
+        "deployed": 0.5,
+        "milliseconds": 2.0 + seed,
         "seconds": 10.0,
         "parameters": 100,
         "operations": 1e6,
@@ -46,15 +48,39 @@ def test_tables(tmp_path):
         write(tmp_path, "FordA", "krwd", seed, value, seconds=10.0 + 20 * seed, operations=3e6)
     rows = tables(tmp_path)
     assert rows[0] == ["task", "metric", "base", "k", "kr", "krwd"]
-    mean, difference, time, operations = rows[2:6]
+    mean, difference, time, last, operations = rows[2:7]
     assert mean[:2] == ["FordA", "accuracy"]
     assert mean[2] == "0.6000 ± 0.1414, n = 2 (0.50x, mean 0.75x)"
     assert mean[5] == "0.6000 ± 0.3000, n = 3 (0.50x, mean 0.75x)"
     # 0.1 and 0.2; (10 + 30) / (10 + 10).
     assert difference[2:] == ["", "", "", "+0.1500 ± 0.0707"]
     assert time[2:] == ["1.00", "", "", "2.00"]
+    assert last[2:] == ["1.00", "", "", "1.00"]
     assert operations[2:] == ["1.00", "", "", "3.00"]
     assert rows[-1] == ["1", "7"]
+
+
+def test_what_is_claimed(tmp_path, capsys):
+    """Differences of 0.1 and 0.3 have a standard error of 0.1, those of -1 and 0.9 one of 0.95:
+    by hand. Errors are better when they are less, and nothing is known of one seed.
+    """
+    for seed, (one, two) in enumerate([(0.6, -0.5), (0.8, 1.4)]):
+        write(tmp_path, "FordA", "base", seed, 0.5)
+        write(tmp_path, "FordA", "krwd", seed, one, deployed=1.01, seconds=12.0)
+        write(tmp_path, "text", "base", seed, 0.5)
+        write(tmp_path, "text", "krwd", seed, two, deployed=1.0, seconds=11.0)
+        write(tmp_path, "darcy", "base", seed, 0.3)
+        write(tmp_path, "darcy", "krwd", seed, 0.4 + seed / 100, deployed=0.98)
+    write(tmp_path, "cosmic", "base", 0, 0.3)
+    write(tmp_path, "cosmic", "krwd", 0, 0.9, deployed=1.0)
+    tables(tmp_path)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    claims = ("paper/tasks", "paper/krwd")
+    found = {row[0]: float(row[1]) for row in rows if row and row[0].startswith(claims)}
+    assert found["paper/tasks"] == 4
+    assert (found["paper/krwd/better"], found["paper/krwd/worse"]) == (1, 1)
+    assert found["paper/krwd/time"] == pytest.approx(1.2)
+    assert found["paper/krwd/deployed"] == pytest.approx(0.02)
 
 
 def test_all_that_is_done_is_in_the_tables(tmp_path):
