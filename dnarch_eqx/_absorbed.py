@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -13,6 +14,7 @@ from ._freeze import settled
 from ._layout import capacities, layout
 from ._masks import Masks
 from ._materialize import check_plan, fits
+from ._misc import replace
 from ._plan import check_covers, exact
 from ._regrown import cut, Regrown
 from ._reordered import reordered
@@ -58,7 +60,8 @@ def absorbed(
     **Returns:**
 
     The same without the masks of these axes, nor those that lie nowhere any more, as of blocks
-    that are gone; and what of it lies on which of the axes that are left.
+    that are gone; and what of it lies on which of the axes that are left. Masks that are left
+    move on, also those of a state that was settled.
 
     Raises `ValueError` for an axis without a mask, and a plan that does not cover or that has
     more than the capacity.
@@ -96,7 +99,10 @@ def absorbed(
     masks = {axis: mask for axis, mask in known.items() if axis in others}
     left = _without(left, sizes)
     fits(new, left, masks)
-    return carried(state, new, masks, regrown.places, optim), left
+    moved: Any = carried(state, new, masks, regrown.places, optim)
+    if isinstance(moved, State):
+        moved = replace(moved, settled=jnp.zeros_like(moved.settled))
+    return moved, left
 
 
 def _chosen(names: Iterable[str] | None, masks: Masks) -> set[str]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -57,10 +56,7 @@ def smaller(
     optim: optax.GradientTransformation,
 ) -> dn.State:
     """The state of the network that is trained on."""
-    names = searched(state.masks)
-    new, _ = dn.absorbed(state, axes, optim, names=names, plan=plan)
-    # The masks that are left move on.
-    return eqx.tree_at(lambda s: s.settled, new, jnp.zeros_like(new.settled))
+    return dn.absorbed(state, axes, optim, names=searched(state.masks), plan=plan)[0]
 
 
 def like(

@@ -224,7 +224,7 @@ def _optim(settings: Settings) -> optax.GradientTransformation:
 def _learner(
     task: Task, settings: Settings, built: Built, *, budgeted: bool = True
 ) -> dn.Learner:
-    """- `budgeted`: or there is nothing left to hold."""
+    """- `budgeted`: or there is nothing left to hold, and the loss was looked at before."""
     if not budgeted:
         budget = dn.Budget(built.cost, built.target, 0.0)
     elif settings.hold == "exact":
@@ -232,7 +232,7 @@ def _learner(
         budget = dn.Budget(built.cost, built.target, steps=pace)
     else:
         budget = dn.Budget(built.cost, built.target, settings.budget_weight)
-    return dn.Learner(task.loss, _optim(settings), built.axes, budget)
+    return dn.Learner(task.loss, _optim(settings), built.axes, budget, verify=budgeted)
 
 
 #

@@ -22,7 +22,7 @@ def as_users_have_it(unchecked):
         yield
 
 
-@pytest.mark.parametrize("share", [0.6, 1])
+@pytest.mark.parametrize("share", [0.6, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_the_function_stays_and_masks_are_gone(name, share, x64):
     state, axes, optim = trained(name, share)
@@ -67,7 +67,12 @@ OPTIMIZERS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+_SLOW = ("momentum", "lion", "clipped")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n in _SLOW else ()) for n in OPTIMIZERS]
+)
 def test_moments_are_those_of_the_weights_that_are_left(name, x64):
     """Steps that move nothing, before and after: moments of gradients are the same."""
     still = optax.chain(OPTIMIZERS[name](), optax.scale(0.0))

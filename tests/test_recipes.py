@@ -34,6 +34,7 @@ from recipes import (
     nasbench360,
     ucr,
 )
+from recipes._decided import Decided
 from recipes._network import Network
 from recipes._settings import Options, Overrides
 from recipes._task import Task
@@ -613,6 +614,25 @@ def test_trajectories(tmp_path):
     assert sizes.tolist() == [float(m["a"].offset) for m in history]
 
 
+def test_the_trace_of_a_run_that_decided():
+    """By hand: the counts of the axes that are decided stay, and steps go on."""
+    before = dn.runtime.Trace.of(("a", "b", "c"), np.array([[3, 1, 5], [2, 1, 5], [2, 2, 5]]))
+    gone = {"a": dn.Sigmoid(8, size=4.0), "c": dn.Sigmoid(8, size=6.0)}
+    decided = Decided(gone, {}, before)
+    after = dn.runtime.Trace.of(("b",), np.array([[2], [2], [1]]))
+    whole = decided.joined({"b": dn.Sigmoid(8)}, after)
+    assert whole.axes == ("a", "b", "c") and whole.length == 6
+    later = [[4, 2, 6], [4, 2, 6], [4, 1, 6]]
+    assert whole.every_step().tolist() == [*before.every_step().tolist(), *later]
+    assert whole.until(3).every_step().tolist() == before.every_step().tolist()
+    nothing = dn.runtime.Trace.of((), np.zeros((2, 0), int))
+    masks = gone | {"b": dn.Sigmoid(8, size=3.0)}
+    whole = Decided(masks, {}, before).joined({}, nothing)
+    assert whole.every_step()[-2:].tolist() == [[4, 3, 6]] * 2
+    with pytest.raises(ValueError, match="`length` must be 1 to 5, got 6"):
+        whole.until(6)
+
+
 def test_lines_that_were_cut_off(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert _folder.read_lines(path) == []
@@ -641,6 +661,7 @@ def toy() -> tuple[Task, _settings.Settings]:
     settings = _settings.resolve("ucr", options, 48, 16)
     # So that there are a few plans in so few steps.
     few = {"variant": "kw", "log": 2, "segment": 3, "compile_steps": 2.0, "headroom": 0.0}
+    few |= {"settle": 4}
     settings = dataclasses.replace(settings, mask_rate=0.3, **few)
     return task, settings
 
