@@ -38,7 +38,7 @@ def grow(
     A mask that presses against its capacity reaches beyond it: it would have new positions
     active at once. It is made to end where the axis did, and what its values become smaller by
     is multiplied into the weights that they scale, or kept in the [`dnarch_eqx.Gate`][] or the
-    block. (Moments of their gradients are not rescaled.) Else arrays are what they were.
+    block; moments of their gradients are divided by it. Else arrays are what they were.
 
     The next update of old positions is what it would have been, but for masks, whose offset is
     in units of the axis, and for optimizers that look at a whole array: at the norm of weights,

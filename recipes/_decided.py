@@ -32,7 +32,8 @@ class Decided:
         """The trace of the whole run, from that of the masks that are left."""
         counts = {**dn.exact(self.masks), **dict.fromkeys(masks, 0)}
         axes = tuple(sorted(counts))
-        later = np.tile([int(counts[axis]) for axis in axes], (len(trace.steps), 1))
+        counted = np.array([counts[axis] for axis in axes], int)
+        later = np.tile(counted, (len(trace.steps), 1))
         later[:, [axes.index(axis) for axis in trace.axes]] = trace.active
         return Trace(
             axes,

@@ -119,9 +119,9 @@ def _part(
     """- `learner`: of a run that has not decided."""
     step = 0
     if now.decided is not None:
-        step = now.decided.trace.length
+        step, held_to = now.decided.trace.length, float(built.cost(built.target))
         built = _decided.rest(built, now.decided.masks, now.state)
-        learner = _learner(task, settings, built, budgeted=False)
+        learner = _learner(task, settings, built, held_to=held_to)
     planner = _planner.make(learner, settings, now.state.masks, now.planner, step)
     return _Part(built, planner)
 
@@ -222,17 +222,20 @@ def _optim(settings: Settings) -> optax.GradientTransformation:
 
 
 def _learner(
-    task: Task, settings: Settings, built: Built, *, budgeted: bool = True
+    task: Task, settings: Settings, built: Built, *, held_to: float | None = None
 ) -> dn.Learner:
-    """- `budgeted`: or there is nothing left to hold, and the loss was looked at before."""
-    if not budgeted:
-        budget = dn.Budget(built.cost, built.target, 0.0)
+    """- `held_to`: of an architecture that is decided, what it was held to. There is nothing
+    left to hold, and the loss was looked at before.
+    """
+    decided = held_to is not None
+    if decided:
+        budget = dn.Budget(built.cost, held_to, 0.0)
     elif settings.hold == "exact":
         pace = max(min(settings.steps // 4, settings.settle // 2), 1)
         budget = dn.Budget(built.cost, built.target, steps=pace)
     else:
         budget = dn.Budget(built.cost, built.target, settings.budget_weight)
-    return dn.Learner(task.loss, _optim(settings), built.axes, budget, verify=budgeted)
+    return dn.Learner(task.loss, _optim(settings), built.axes, budget, verify=not decided)
 
 
 #

@@ -147,7 +147,7 @@ TUNED = {
 }
 
 
-@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("double", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fine_tuning_leaves_constants_alone(double, getkey, tmp_path):
     """With Equinox and Optax alone, weight decay and all, in a bucket larger than the axis."""
     with jax.enable_x64(double), jax.numpy_dtype_promotion("standard"):

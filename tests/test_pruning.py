@@ -573,6 +573,7 @@ def test_what_cannot_be_pruned():
             dn.pruned(gated, axes, scores, some, optim)
 
 
+@pytest.mark.slow
 def test_channels_of_a_ccnn(getkey):
     """Those that its blocks read and write are the first of the stream: not to be moved; but
     inner ones are, and the stream's own where all blocks have the whole of it.

@@ -696,6 +696,13 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
     run = _train.train(task, settings, tmp_path / "one")
     moved: Any = run.trajectory.masks["blocks.0.in"]
     assert len(np.unique(moved.offset)) > 3
+    # What is said of the network that is deployed, from its sizes.
+    counts = {axis: mask.count() for axis, mask in run.masks.items()}
+    cost, target = run.built.cost, run.built.target
+    wanted = float(cost(counts) / cost(target))
+    rows = [row for row in run.rows if "deployed" in row]
+    assert [row["deployed"] for row in rows[-2:]] == pytest.approx([wanted] * 2)
+    assert abs(wanted - 1) > 1e-6
     # More than one plan, and none of them compiled for anew after a checkpoint: the first, and
     # that of the network that was decided on, follow none.
     assert len(run.compilations) > 2
