@@ -205,6 +205,7 @@ def _degrees(optim: optax.GradientTransformation, params: PyTree) -> dict[Keys, 
     optim = optax.with_extra_args_support(optim)
 
     @jax.jit
+    @jax.numpy_dtype_promotion("standard")  # whatever the optimizer does
     def after(params: PyTree, size: Float[Array, ""]) -> PyTree:
         grads = jtu.tree_map(lambda x: jnp.full_like(x, size), params)
         return optim.update(grads, optim.init(params), params, value=jnp.ones(()))[1]
