@@ -95,7 +95,9 @@ def _forces(task: Any, built: Any, state: dn.State, data: Any) -> dict[str, dict
     signs = {axis: random.choice([-1.0, 1.0], _BATCHES) for axis in every}
 
     def median(kind: str, of: Any) -> float:
-        return statistics.median(of(axis) for axis in every if re.search(_KINDS[kind], axis))
+        # Blocks that are not active have no gradients.
+        axes = [a for a in every if re.search(_KINDS[kind], a) and np.any(every[a])]
+        return statistics.median(map(of, axes))
 
     deviation = {axis: float(np.std(x)) + 1e-30 for axis, x in every.items()}
     push = lambda at: lambda axis: 2 * (at - 1) * normal[axis] / deviation[axis]
