@@ -67,9 +67,9 @@ def _time(cost: dn.Cost, width: int) -> dn.Cost:
 def buckets(settings: Settings, masks: dn.Masks) -> dict[str, dn.Ladder]:
     """The ladder of every axis, while the architecture is learned."""
     # Fine ones: the policy sees to it that there are few compilations. But coarse ones for
-    # kernels, which are rendered once for all examples; for the stream, of which a few channels
-    # more cost next to nothing; and in narrow networks for resolutions: to bring features back
-    # costs there what a grid smaller by a quarter saves.
+    # kernels, which are rendered once for all examples; and in narrow networks for the stream,
+    # which no budget keeps from growing, and for resolutions: to bring features back costs
+    # there what a grid smaller by a quarter saves.
     narrow = settings.width < 64
     ladders = dict(nn.buckets(masks, ratio=1.06, multiple=2 if narrow else 8))
     for axis, ladder in nn.buckets(masks, ratio=1.5).items():

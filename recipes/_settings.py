@@ -233,8 +233,8 @@ def resolve(
 
 
 def _settles(variant: str, steps: int) -> int:
-    # Pruning takes its time.
-    return 3 * steps // 4 if variant in _pruning.NAMES else steps // 4
+    # Pruning takes its time. There is a step before, however few there are.
+    return max(3 * steps // 4, 1) if variant in _pruning.NAMES else -(-steps // 4)
 
 
 def _given(value: _Value | None, otherwise: _Value) -> _Value:

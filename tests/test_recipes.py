@@ -758,6 +758,14 @@ def test_a_run_can_be_repeated_and_interrupted(tmp_path, quick):
         _train.train(augmented, settings, folder)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 2000])
+def test_a_run_is_decided_on_after_its_first_steps(steps):
+    """And at the end of a segment."""
+    options = Options(overrides=Overrides(steps=steps))
+    settings = _settings.resolve("ucr", options, 48, 16)
+    assert 1 <= settings.settle == settings.segment
+
+
 def test_what_a_decided_network_costs():
     """That of its sizes over the base's, by the paper's formula: one block of 16 positions, of
     widths 8, 5 and 8 in place of 8, 8 and 8.
