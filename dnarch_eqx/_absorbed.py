@@ -77,9 +77,8 @@ def absorbed(
     state = reordered(state, axes, optim, masks={a: taken(state)[1][a] for a in chosen})
     whole, known = taken(state)
     sizes = {axis: n for axis, n in exact(known).items() if axis in chosen}
-    given = {} if plan is None else {a: n for a, n in plan.items() if a in chosen}
-    check_plan(given, known)
-    sizes |= given
+    check_plan({} if plan is None else plan, known)
+    sizes |= {} if plan is None else {a: n for a, n in plan.items() if a in chosen}
     check_covers(sizes, {axis: known[axis] for axis in sizes})
 
     windows = {axis: known[axis].window(size) for axis, size in sizes.items()}

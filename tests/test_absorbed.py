@@ -129,5 +129,7 @@ def test_what_cannot_be():
         dn.absorbed(state, axes, optim, plan={"h0": 3})
     with pytest.raises(ValueError, match="`plan` has bucket 99 for axis 'h0'"):
         dn.absorbed(state, axes, optim, plan={"h0": 99})
+    with pytest.raises(ValueError, match="`plan` has a bucket for 'h2', which has no mask"):
+        dn.absorbed(state, axes, optim, plan={"h2": 3})
     with pytest.raises(ValueError, match="`optim` is needed"):
         dn.absorbed(state, axes)
